@@ -1,0 +1,291 @@
+"""Loops of the n-gram model: counting, estimating, querying and drafting over a trie of reversed contexts.
+
+Node 0 is the empty context. The child of a node by token t is the same context with t *before* it, so that a node's parent is its
+context without the oldest token: the back-off. Nodes are numbered level by level (level = length of the context). The n-grams
+(entries) of node c are `entry_start[c] : entry_start[c + 1]`, sorted by token.
+
+C contexts   E entries   S slots of the hash table, a power of two
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+_EMPTY = np.int64(-1)
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+class NGramTables(NamedTuple):
+    """What drafting reads: two look-ups in memory beyond the walk.
+
+    :param slots: (S, 2) int64 open-addressing table: key parent << 32 | token, child (-1 where empty)
+    :param top: (C, 4) float64: likeliest token, its probability, entropy in nats, count of the context
+    :param max_context: number of tokens that are looked at, order - 1
+    """
+
+    slots: np.ndarray
+    top: np.ndarray
+    max_context: int
+
+
+@njit(cache=True)
+def _find(slots, parent, token):
+    """The child of `parent` by `token`, or -1."""
+    key = (np.int64(parent) << 32) | np.int64(token)
+    mask = len(slots) - 1
+    h = np.uint64(key) * _GOLDEN
+    slot = np.int64(h ^ (h >> np.uint64(32))) & mask
+    while slots[slot, 1] != -1:
+        if slots[slot, 0] == key:
+            return slots[slot, 1]
+        slot = (slot + 1) & mask
+    return np.int64(-1)
+
+
+@njit(cache=True)
+def _insert(slots, parent, token, child):
+    """The child of `parent` by `token`, which becomes `child` where there is none. The table must have a free slot."""
+    key = (np.int64(parent) << 32) | np.int64(token)
+    mask = len(slots) - 1
+    h = np.uint64(key) * _GOLDEN
+    slot = np.int64(h ^ (h >> np.uint64(32))) & mask
+    while slots[slot, 1] != -1:
+        if slots[slot, 0] == key:
+            return slots[slot, 1]
+        slot = (slot + 1) & mask
+    slots[slot, 0] = key
+    slots[slot, 1] = child
+    return np.int64(child)
+
+
+@njit(cache=True)
+def draft(tables, context, length):
+    """The likeliest token after context[:length], from the longest suffix that the tables hold.
+
+    :param tables: NGramTables
+    :param context: int array, tokens; only the last `max_context` before `length` are read
+    :param length: how many of them count
+    :return: token, its smoothed probability, entropy of the smoothed distribution (nats), matched context length, its count
+    """
+    node = np.int64(0)
+    matched = 0
+    while matched < tables.max_context and matched < length:
+        child = _find(tables.slots, node, context[length - 1 - matched])
+        if child < 0:
+            break
+        node = child
+        matched += 1
+    top = tables.top[node]
+    return np.int64(top[0]), top[1], top[2], matched, top[3]
+
+
+@njit(cache=True)
+def build_slots(parents, tokens):
+    """The hash table of a whole trie, at most half full.
+
+    :param parents: (C,) parent of each node, parents[0] is ignored
+    :param tokens: (C,) token by which the parent leads here
+    """
+    size = 16
+    while size < 2 * len(parents):
+        size *= 2
+    slots = np.full((size, 2), _EMPTY)
+    for node in range(1, len(parents)):
+        _insert(slots, parents[node], tokens[node], node)
+    return slots
+
+
+@njit(cache=True)
+def extend_contexts(nodes, tokens, depth, level, first, start_token):
+    """Lengthen each position's context by one token to the left.
+
+    :param nodes: (N,) node of the context of length `level` before each position, -1 where the text begins later; changed in
+        place to the nodes of length level + 1
+    :param tokens: (M,) the text
+    :param depth: (N,) number of tokens between the beginning of the text and the position
+    :param first: id of the first new node
+    :param start_token: stands before the first token of a text
+    :return: parents, tokens of the new nodes, in order of appearance
+    """
+    size = 1024
+    slots = np.full((size, 2), _EMPTY)
+    parents, labels = np.empty(size // 2, np.int32), np.empty(size // 2, np.int32)
+    count = 0
+    for i in range(len(nodes)):
+        if nodes[i] < 0:
+            continue
+        if depth[i] < level:
+            nodes[i] = -1
+            continue
+        token = np.int64(tokens[i - level - 1]) if depth[i] > level else np.int64(start_token)
+        child = _insert(slots, nodes[i], token, first + count)
+        if child == first + count:
+            parents[count], labels[count] = nodes[i], token
+            count += 1
+            if 2 * count >= size:
+                size *= 2
+                slots = np.full((size, 2), _EMPTY)
+                more_parents, more_labels = np.empty(size // 2, np.int32), np.empty(size // 2, np.int32)
+                more_parents[:count], more_labels[:count] = parents[:count], labels[:count]
+                parents, labels = more_parents, more_labels
+                for j in range(count):
+                    _insert(slots, parents[j], labels[j], first + j)
+        nodes[i] = child
+    return parents[:count].copy(), labels[:count].copy()
+
+
+@njit(cache=True)
+def runs(keys):
+    """Distinct values of sorted `keys` (N,), and how often each stands there."""
+    count = 0
+    for i in range(len(keys)):
+        if i == 0 or keys[i] != keys[i - 1]:
+            count += 1
+    values, counts = np.empty(count, np.int64), np.zeros(count, np.int64)
+    j = -1
+    for i in range(len(keys)):
+        if i == 0 or keys[i] != keys[i - 1]:
+            j += 1
+            values[j] = keys[i]
+        counts[j] += 1
+    return values, counts
+
+
+@njit(cache=True)
+def _position(entry_tokens, low, high, token):
+    """Index of `token` in the sorted entry_tokens[low:high], or -1."""
+    end = high
+    while low < high:
+        middle = (low + high) // 2
+        if entry_tokens[middle] < token:
+            low = middle + 1
+        else:
+            high = middle
+    return low if low < end and entry_tokens[low] == token else -1
+
+
+@njit(cache=True)
+def adjusted_counts(parents, node_tokens, entry_start, entry_tokens, raw, longest, start_token):
+    """Kneser-Ney's counts: raw for the longest n-grams and those at a text's beginning, else the number of distinct left neighbours.
+
+    :param raw: (E,) how often each n-gram stands in the text
+    :param longest: first node of the longest contexts
+    :return: adjusted (E,) int64; suffix (E,) int64, the same n-gram without its oldest token (-1 for unigrams)
+    """
+    adjusted = np.zeros(len(raw), np.int64)
+    suffix = np.full(len(raw), -1, np.int64)
+    for node in range(len(parents) - 1, -1, -1):  # children come after their parents, so every count below is complete
+        is_raw = node >= longest or (node > 0 and node_tokens[node] == start_token)
+        for entry in range(entry_start[node], entry_start[node + 1]):
+            if is_raw:
+                adjusted[entry] = raw[entry]
+            if node > 0:
+                parent = parents[node]
+                suffix[entry] = _position(entry_tokens, entry_start[parent], entry_start[parent + 1], entry_tokens[entry])
+                adjusted[suffix[entry]] += 1
+    return adjusted, suffix
+
+
+@njit(cache=True)
+def estimate(parents, levels, entry_start, entry_tokens, adjusted, raw, suffix, discounts, vocab_size):
+    """Interpolated modified Kneser-Ney: p(w | c) = max(0, a(c w) - D(a)) / a(c) + gamma(c) p(w | parent of c).
+
+    The empty context interpolates with the uniform distribution. A context's entropy takes time in proportion to its own
+    n-grams: the unseen words' part is the parent's, scaled.
+
+    :param discounts: (order, 4) D by level and min(a, 3)
+    :return: probability (E,) of each n-gram; backoff (C,) gamma; top (C, 4) as in NGramTables
+    """
+    n_nodes = len(parents)
+    probability, backoff = np.empty(len(adjusted)), np.empty(n_nodes)
+    plogp = np.empty(n_nodes)  # sum over the vocabulary of p log p
+    top = np.empty((n_nodes, 4))
+    uniform = 1.0 / vocab_size
+    for node in range(n_nodes):
+        begin, end = entry_start[node], entry_start[node + 1]
+        total, count, kept_back = 0, 0, 0.0
+        for entry in range(begin, end):
+            total += adjusted[entry]
+            count += raw[entry]
+            kept_back += discounts[levels[node], min(adjusted[entry], 3)]
+        gamma = kept_back / total
+        backoff[node] = gamma
+        parent_plogp = plogp[parents[node]] if node > 0 else np.log(uniform)
+        parent_top = top[parents[node], 0] if node > 0 else 0.0
+        parent_best = top[parents[node], 1] if node > 0 else uniform
+        unseen_mass, unseen_plogp, seen_plogp = 1.0, parent_plogp, 0.0
+        # outside its own n-grams, the likeliest word can only be the parent's: if that one is among them, it beats all unseen
+        best_token, best = parent_top, gamma * parent_best
+        for entry in range(begin, end):
+            q = probability[suffix[entry]] if node > 0 else uniform
+            a = adjusted[entry]
+            p = (a - discounts[levels[node], min(a, 3)]) / total + gamma * q
+            probability[entry] = p
+            unseen_mass -= q
+            unseen_plogp -= q * np.log(q)
+            seen_plogp += p * np.log(p)
+            if p > best or (p == best and entry_tokens[entry] < best_token):
+                best_token, best = float(entry_tokens[entry]), p
+        if end - begin == vocab_size or unseen_mass < 0.0:
+            unseen_mass, unseen_plogp = 0.0, 0.0
+        if gamma > 0.0:
+            plogp[node] = seen_plogp + gamma * (unseen_plogp + np.log(gamma) * unseen_mass)
+        else:
+            plogp[node] = seen_plogp
+        top[node, 0], top[node, 1], top[node, 2], top[node, 3] = best_token, best, max(0.0, -plogp[node]), float(count)
+    return probability, backoff, top
+
+
+@njit(cache=True)
+def text_probabilities(slots, parents, entry_start, entry_tokens, probability, backoff, tokens, max_context, vocab_size):
+    """(N,) the model's probability of each of tokens (N,) after those before it."""
+    result = np.empty(len(tokens))
+    for i in range(len(tokens)):
+        node, matched = np.int64(0), 0
+        while matched < max_context and matched < i:
+            child = _find(slots, node, tokens[i - 1 - matched])
+            if child < 0:
+                break
+            node = child
+            matched += 1
+        weight = 1.0
+        while True:
+            entry = _position(entry_tokens, entry_start[node], entry_start[node + 1], tokens[i])
+            if entry >= 0:
+                result[i] = weight * probability[entry]
+                break
+            weight *= backoff[node]
+            if node == 0:
+                result[i] = weight / vocab_size
+                break
+            node = parents[node]
+    return result
+
+
+@njit(cache=True)
+def dense_distribution(slots, entry_start, entry_tokens, probability, backoff, context, max_context, vocab_size):
+    """(V,) the distribution after context (T,): from the empty context down to the longest known one."""
+    result = np.full(vocab_size, 1.0 / vocab_size)
+    node = np.int64(0)
+    matched = 0
+    while True:
+        for w in range(vocab_size):
+            result[w] *= backoff[node]
+        for entry in range(entry_start[node], entry_start[node + 1]):
+            result[entry_tokens[entry]] = probability[entry]
+        if matched == max_context or matched == len(context):
+            return result
+        node = _find(slots, node, context[len(context) - 1 - matched])
+        if node < 0:
+            return result
+        matched += 1
+
+
+@njit(cache=True)
+def context_levels(parents):
+    """(C,) int64 length of each context; a parent must stand before its children."""
+    levels = np.zeros(len(parents), np.int64)
+    for node in range(1, len(parents)):
+        levels[node] = levels[parents[node]] + 1
+    return levels

@@ -1,0 +1,392 @@
+"""Fitting what a decoding policy is told: predicted acceptances, their bins and the chain of hidden difficulty.
+
+    acceptance    hashed sparse logistic regression, FTRL-proximal (McMahan et al. 2013, "Ad click prediction", algorithm 1)
+                  against the target's recorded probabilities; the number of epochs, the bins and the chain come from
+                  predictions for contexts that the predicting weights have not seen (cross-fitting)
+    chain         two hidden states that change once a round, Baum-Welch (Rabiner 1989)
+"""
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from ..files import atomic_write
+from .observation import HASH_BITS, N_ACTIVE, Calibration, acceptance_bin, active_features, predict_acceptance
+from .trace import Trace
+
+SCHEMA = 1
+FOLDS = 4
+MAX_EPOCHS = 12
+STEP, SMOOTHING, RIDGE = 0.05, 1.0, 2.0  # alpha, beta and lambda_2 of FTRL-proximal
+LEAST_WEIGHT = 0.02  # of a token that the text hardly ever reaches
+SEEN = 4  # drafted tokens of a round that the chain is fitted to
+STRIDES = (1, 2, 4, 8)  # static lengths whose rounds the chain is fitted to
+EM_ITERATIONS, EM_TOLERANCE = 300, 1e-7
+
+
+class CalibrationError(ValueError):
+    """A file that is no calibration of this version, or data that none can be fitted to."""
+
+
+def fit_calibration(trace: Trace, *, bins: int = 8, seed: int = 0) -> Calibration:
+    """Fit a calibration to a training trace.
+
+    Every proposal is a sample with the target's probability as a soft label, weighted by the true survival of the tokens before it.
+
+    :param trace: of at least two contexts, none of which should be used to compare policies later
+    :param bins: B, bins of predicted acceptance with equal weight; fewer where the predictions take fewer values
+    :param seed: of the folds and of the order of samples; the same seed gives the same bits
+    :raises CalibrationError: if the trace is too small or holds probabilities outside [0, 1]
+    """
+    contexts, positions, depth = trace.shape
+    if bins < 2:
+        raise CalibrationError(f"bins must be at least 2, got {bins}")
+    if contexts < 2 or positions < 1 or depth < 1:
+        raise CalibrationError(f"a calibration needs at least 2 contexts with proposals, got a trace of shape {trace.shape}")
+    if not (np.all(trace.target_prob >= 0) and np.all(trace.target_prob <= 1 + 1e-6)):
+        raise CalibrationError("target_prob of the trace must lie in [0, 1]: record the trace again")
+    active = _active(trace.before, trace.tokens, trace.proposals, trace.features, trace.target_entropy)
+    labels = np.minimum(trace.target_prob, 1.0).ravel()
+    weights = sample_weights(trace).ravel()
+    rng = np.random.default_rng(np.random.SeedSequence(seed))
+    owner = np.repeat(rng.permutation(contexts) % min(FOLDS, contexts), positions * depth)
+    epochs, scores = _cross_fit(active, labels, weights, owner, rng)
+    learner = _new_learner()
+    for _ in range(epochs):
+        _epoch(active, labels, weights, rng.permutation(len(labels)), *learner)
+    slope, offset = _platt(scores, labels, weights)
+    fitted = learner[0] * slope
+    fitted[active[0, 0]] += offset  # the bias, active in every sample
+    predicted = _sigmoid(slope * scores + offset)
+    edges = _weighted_quantiles(predicted, weights, np.arange(1, bins) / bins)
+    binned = _bin_all(edges, predicted).reshape(trace.shape)
+    acceptance = np.bincount(binned.ravel(), weights * labels, len(edges) + 1)
+    acceptance /= np.maximum(np.bincount(binned.ravel(), weights, len(edges) + 1), 1e-12)
+    initial, transition, emission = fit_chain(*round_counts(binned, trace.accepted, len(edges) + 1), acceptance)
+    return Calibration(fitted.astype(np.float32), edges, initial, transition, emission)
+
+
+def sample_weights(trace: Trace) -> np.ndarray:
+    """True probability that a text reaches each proposal, at least LEAST_WEIGHT: (C, N, K) float64."""
+    survival = np.cumprod(np.minimum(trace.target_prob, 1.0), axis=2)
+    before = np.concatenate([np.ones_like(survival[:, :, :1]), survival[:, :, :-1]], axis=2)
+    return np.maximum(before, LEAST_WEIGHT)
+
+
+def log_loss(predicted: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> float:
+    """Weighted mean of -y log p - (1 - y) log(1 - p), nats a token; any one shape."""
+    p = np.clip(predicted, 1e-6, 1.0 - 1e-6)
+    return float(-(weights * (labels * np.log(p) + (1.0 - labels) * np.log1p(-p))).sum() / weights.sum())
+
+
+# The predictor.
+
+
+@njit
+def _active(before, tokens, proposals, features, target_entropy):
+    """Active features of every proposal of a trace in order, (C * N * K, N_ACTIVE) int32."""
+    contexts, positions, depth = proposals.shape
+    out = np.empty((contexts * positions * depth, N_ACTIVE), np.int32)
+    active = np.empty(N_ACTIVE, np.int64)
+    row = 0
+    for c in range(contexts):
+        two_back, back = before[c, 0], before[c, 1]
+        for n in range(positions):
+            if n > 0:
+                two_back, back = back, tokens[c, n - 1]
+            second, first = two_back, back
+            for k in range(depth):
+                f = features[c, n, k]
+                token = proposals[c, n, k]
+                active_features(f[0], f[1], f[2], f[3], k + 1, target_entropy[c, n], token, first, second, active)
+                out[row] = active
+                row += 1
+                second, first = first, token
+    return out
+
+
+@njit
+def _predict(active, weights):
+    out = np.empty(len(active))
+    for i in range(len(active)):
+        out[i] = predict_acceptance(weights, active[i])
+    return out
+
+
+def predict(weights: np.ndarray, trace: Trace) -> np.ndarray:
+    """Predicted acceptance of every proposal of a trace, (C, N, K) float64."""
+    active = _active(trace.before, trace.tokens, trace.proposals, trace.features, trace.target_entropy)
+    return _predict(active, weights).reshape(trace.shape)
+
+
+def _new_learner():
+    """(w, z, n) of FTRL-proximal, all zero."""
+    return tuple(np.zeros(1 << HASH_BITS) for _ in range(3))
+
+
+@njit
+def _epoch(active, labels, weights, order, w, z, n):
+    """One pass of FTRL-proximal without L1: w = -z / ((beta + sqrt n) / alpha + lambda_2)."""
+    for i in order:
+        score = 0.0
+        for f in active[i]:
+            score += w[f]
+        gradient = (1.0 / (1.0 + np.exp(-score)) - labels[i]) * weights[i]
+        square = gradient * gradient
+        for f in active[i]:
+            root = np.sqrt(n[f] + square)
+            z[f] += gradient - (root - np.sqrt(n[f])) / STEP * w[f]
+            n[f] += square
+            w[f] = -z[f] / ((SMOOTHING + root) / STEP + RIDGE)
+
+
+@njit
+def _score_rows(active, rows, w, out):
+    for i in rows:
+        score = 0.0
+        for f in active[i]:
+            score += w[f]
+        out[i] = score
+
+
+def _cross_fit(active, labels, weights, owner, rng):
+    """Best number of epochs by held-out log loss, and held-out scores of all samples after that many."""
+    folds = range(int(owner.max()) + 1)
+    inside = [np.flatnonzero(owner != fold) for fold in folds]
+    outside = [np.flatnonzero(owner == fold) for fold in folds]
+    learners = [_new_learner() for _ in folds]
+    best, best_loss, best_scores = 1, np.inf, np.zeros(len(labels))
+    scores = np.zeros(len(labels))
+    for epoch in range(1, MAX_EPOCHS + 1):
+        for fold in folds:
+            _epoch(active, labels, weights, rng.permutation(inside[fold]), *learners[fold])
+            _score_rows(active, outside[fold], learners[fold][0], scores)
+        loss = log_loss(_sigmoid(scores), labels, weights)
+        if loss >= best_loss - 1e-5:
+            break
+        best, best_loss, best_scores = epoch, loss, scores.copy()
+    return best, best_scores
+
+
+def _sigmoid(score):
+    return np.clip(1.0 / (1.0 + np.exp(-score)), 0.001, 0.999)
+
+
+def _platt(scores, labels, weights):
+    """(slope, offset) of the logistic regression of the labels on held-out scores (Platt 1999), by Newton's method.
+
+    The slope takes back what over-fitting added to the scores' spread; a weak prior holds it at 1.
+    """
+    x = np.stack([scores, np.ones_like(scores)])
+    theta = np.array([1.0, 0.0])
+    for _ in range(20):
+        p = 1.0 / (1.0 + np.exp(-(theta @ x)))
+        gradient = x @ (weights * (p - labels)) + (theta - [1.0, 0.0])
+        hessian = (x * (weights * p * (1.0 - p))) @ x.T + np.eye(2)
+        step = np.linalg.solve(hessian, gradient)
+        theta = theta - step
+        if np.abs(step).max() < 1e-9:
+            break
+    return max(float(theta[0]), 0.05), float(theta[1])
+
+
+@njit
+def _bin_all(edges, predicted):
+    out = np.empty(len(predicted), np.int64)
+    for i in range(len(predicted)):
+        out[i] = acceptance_bin(edges, predicted[i])
+    return out
+
+
+def _weighted_quantiles(values, weights, levels):
+    """Distinct weighted quantiles above the smallest value, so that no bin is empty."""
+    order = np.argsort(values, kind="stable")
+    mass = np.cumsum(weights[order])
+    quantiles = np.unique(values[order][np.minimum(np.searchsorted(mass, levels * mass[-1]), len(values) - 1)])
+    return quantiles[quantiles > values[order[0]]]
+
+
+# The chain.
+
+
+@njit
+def _collect_rounds(binned, accepted, n_bins, strides, seen):
+    contexts, positions, depth = binned.shape
+    counts = np.zeros((contexts * len(strides) * positions, n_bins))
+    first = np.zeros(len(counts), np.bool_)
+    rounds = 0
+    for stride in strides:
+        for c in range(contexts):
+            n = 0
+            while n < positions:
+                first[rounds] = n == 0
+                for k in range(min(seen, depth)):
+                    counts[rounds, binned[c, n, k]] += 1.0
+                n += min(accepted[c, n], stride) + 1
+                rounds += 1
+    return counts[:rounds], first[:rounds]
+
+
+def round_counts(binned: np.ndarray, accepted: np.ndarray, n_bins: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rounds of a text under several static lengths.
+
+    :param binned: (C, N, K) bin of each proposal
+    :param accepted: (C, N) how many leading proposals the target accepts
+    :return: (R, B) how many of a round's first SEEN proposals fell into each bin; (R,) whether the round is its text's first
+    """
+    strides = np.array([s for s in STRIDES if s <= binned.shape[2]])
+    return _collect_rounds(binned, accepted, n_bins, strides, SEEN)
+
+
+@njit
+def _expect(counts, first, initial, transition, emission, n_initial, n_transition, n_emission):
+    """One E step: adds expected counts of first states, transitions and emissions; returns the log likelihood."""
+    rounds, n_bins = counts.shape
+    likelihood = np.ones((rounds, 2))
+    forward = np.empty((rounds, 2))
+    scale = np.empty(rounds)
+    total = 0.0
+    for r in range(rounds):
+        for b in range(n_bins):
+            if counts[r, b] > 0.0:
+                likelihood[r, 0] *= emission[0, b] ** counts[r, b]
+                likelihood[r, 1] *= emission[1, b] ** counts[r, b]
+        p = initial[0] if first[r] else forward[r - 1, 0] * transition[0, 0] + forward[r - 1, 1] * transition[1, 0]
+        forward[r, 0], forward[r, 1] = p * likelihood[r, 0], (1.0 - p) * likelihood[r, 1]
+        scale[r] = forward[r, 0] + forward[r, 1]
+        forward[r] /= scale[r]
+        total += np.log(scale[r])
+    backward = np.ones(2)
+    for r in range(rounds - 1, -1, -1):
+        posterior = forward[r] * backward
+        posterior /= posterior.sum()
+        for z in range(2):
+            for b in range(n_bins):
+                n_emission[z, b] += posterior[z] * counts[r, b]
+        if first[r]:
+            n_initial += posterior
+            backward[:] = 1.0
+        else:
+            message = likelihood[r] * backward / scale[r]
+            for i in range(2):
+                for j in range(2):
+                    n_transition[i, j] += forward[r - 1, i] * transition[i, j] * message[j]
+            backward[0] = transition[0, 0] * message[0] + transition[0, 1] * message[1]
+            backward[1] = transition[1, 0] * message[0] + transition[1, 1] * message[1]
+    return total
+
+
+def fit_chain(counts: np.ndarray, first: np.ndarray, acceptance: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Baum-Welch for a two-state chain whose rounds emit bins independently; half a pseudo-count everywhere keeps it proper.
+
+    :param counts, first: from `round_counts`
+    :param acceptance: (B,) mean acceptance of each bin; state 0 becomes the one with the higher mean
+    :return: initial (2,), transition (2, 2), emission (2, B)
+    """
+    pooled = counts.sum(0) + 0.5
+    tilt = np.exp(acceptance - (pooled @ acceptance) / pooled.sum())
+    emission = np.stack([pooled * tilt, pooled / tilt])
+    emission /= emission.sum(1, keepdims=True)
+    initial, transition = np.full(2, 0.5), np.array([[0.8, 0.2], [0.2, 0.8]])
+    before = -np.inf
+    for _ in range(EM_ITERATIONS):
+        expected = np.full(2, 0.5), np.full((2, 2), 0.5), np.full(emission.shape, 0.5)
+        now = _expect(counts, first, initial, transition, emission, *expected)
+        initial, transition, emission = (n / n.sum(-1, keepdims=True) for n in expected)
+        if now - before < EM_TOLERANCE * len(counts):
+            break
+        before = now
+    order = np.argsort(-(emission @ acceptance), kind="stable")
+    return initial[order], transition[np.ix_(order, order)], emission[order]
+
+
+# The simulator's parameters, as a dict of arrays that `envs.decoding.sources.Difficulty(**...)` takes.
+
+
+def difficulty(trace: Trace, calibration: Calibration) -> dict[str, Any]:
+    """The simulator that resembles a trace: the fitted chain, with the mean acceptance and features of each bin.
+
+    :raises CalibrationError: if a bin holds none of the trace's proposals
+    """
+    weights = sample_weights(trace).ravel()
+    n_bins = len(calibration.edges) + 1
+    binned = _bin_all(calibration.edges, predict(calibration.weights, trace).ravel())
+    mass = np.bincount(binned, weights, n_bins)
+    if np.any(mass == 0.0):
+        empty = np.flatnonzero(mass == 0.0).tolist()
+        raise CalibrationError(f"no proposal of the trace falls into bins {empty} of {n_bins}: use the trace of the fit, or fewer bins")
+    mean = lambda values: np.bincount(binned, weights * values.ravel(), n_bins) / mass  # noqa: E731
+    return {
+        "initial": calibration.initial.copy(),
+        "transition": calibration.transition.copy(),
+        "emission": calibration.emission.copy(),
+        "acceptance": np.clip(mean(trace.target_prob), 0.001, 0.999),
+        "features": np.stack([mean(trace.features[..., i]) for i in range(trace.features.shape[-1])], axis=1),
+        "target_entropy": float(trace.target_entropy.mean()),
+    }
+
+
+def default_difficulty() -> dict[str, Any]:
+    """A text that is easy for about ten rounds, then hard for about seven; six kinds of drafted token."""
+    acceptance = np.array([0.04, 0.2, 0.45, 0.7, 0.88, 0.98])
+    confidence = np.array([0.2, 0.3, 0.45, 0.65, 0.82, 0.95])
+    order, count = np.array([1.0, 2.0, 3.0, 4.0, 5.0, 5.0]), np.array([60.0, 30.0, 20.0, 15.0, 12.0, 10.0])
+    return {
+        "initial": np.array([0.6, 0.4]),
+        "transition": np.array([[0.9, 0.1], [0.15, 0.85]]),
+        "emission": np.array([[0.02, 0.03, 0.07, 0.15, 0.28, 0.45], [0.38, 0.24, 0.17, 0.11, 0.06, 0.04]]),
+        "acceptance": acceptance,
+        "features": np.stack([confidence, 2.5 * (1.0 - confidence), order, np.log1p(count)], axis=1),
+        "target_entropy": 1.0,
+    }
+
+
+def simulator_calibration(difficulty: Any) -> Calibration:
+    """The calibration under which the observation's belief is the simulator's exact posterior.
+
+    :param difficulty: `envs.decoding.sources.Difficulty`, or anything with its fields
+    :raises CalibrationError: if two bins have the same acceptance, which would hide from the observation which of them it was
+    """
+    order = np.argsort(difficulty.acceptance, kind="stable")
+    acceptance = np.asarray(difficulty.acceptance, np.float64)[order]
+    if np.any(np.diff(acceptance) < 1e-9):
+        raise CalibrationError(f"the simulator's bins need distinct acceptances, got {acceptance.tolist()}: merge equal bins")
+    return Calibration(
+        np.zeros(1 << HASH_BITS, np.float32),
+        (acceptance[1:] + acceptance[:-1]) / 2.0,
+        np.array(difficulty.initial, np.float64),
+        np.array(difficulty.transition, np.float64),
+        np.ascontiguousarray(np.asarray(difficulty.emission, np.float64)[:, order]),
+    )
+
+
+# Files.
+
+
+def save_calibration(path: str | Path, calibration: Calibration) -> None:
+    """Write one npz file, through a temporary one."""
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, schema=np.array(SCHEMA), **calibration._asdict())
+
+
+def load_calibration(path: str | Path) -> Calibration:
+    """Read a calibration.
+
+    :raises CalibrationError: if the file is truncated, foreign or of another schema
+    """
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            schema = int(data["schema"])
+            arrays = Calibration(*(data[name] for name in Calibration._fields))
+    except FileNotFoundError:
+        raise
+    except (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+        raise CalibrationError(f"{path} is no complete tdraft calibration ({type(error).__name__}: {error}); fit it again") from error
+    bins = len(arrays.edges) + 1 if arrays.edges.ndim == 1 else -1
+    shapes = [a.shape for a in arrays]
+    if schema != SCHEMA or shapes != [(1 << HASH_BITS,), (bins - 1,), (2,), (2, 2), (2, bins)]:
+        raise CalibrationError(f"{path}: calibration of schema {schema} and shapes {shapes}, expected schema {SCHEMA}; fit it again")
+    return arrays

@@ -1,0 +1,318 @@
+"""Speculative decoding that asks a policy at every decision point.
+
+`Session` is one text being decoded: draft a token, verify, emit, with every second and token accounted for. The live env steps a
+session by an agent's actions, `SpeculativeDecoder` by a policy's; both see the observation of `observation.py`.
+
+Greedy drafts with position-keyed noise (the default) emit the text of plain decoding whatever the policy does. With
+`noise="independent"` and sampled drafts the text differs from run to run and its law is the target's (Leviathan et al. 2023).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import numpy as np
+import torch
+
+from tdraft.kernels.rng import keyed_uniform
+
+from ..language_model import LanguageModel
+from . import observation as ob
+from .drafters import Drafter, NGramDrafter, distribution_entropy
+from .fast_path import make_ngram_round, observe_token
+from .policy import DraftPolicy
+from .sampling import Sampling
+from .verification import choose, verify_greedy_drafts, verify_sampled_drafts
+
+
+def position_noise(key: int, position: int, count: int) -> np.ndarray:
+    """(count,) uniforms of the positions from `position` on, the same whoever asks."""
+    return np.array([keyed_uniform(key, position + i) for i in range(count)])
+
+
+@dataclass
+class Accounting:
+    """What a text has cost so far."""
+
+    target_calls: int = 0
+    drafted: int = 0
+    verified: int = 0
+    accepted: int = 0
+    bonus: int = 0
+    tokens: int = 0
+    draft_seconds: float = 0.0
+    verify_seconds: float = 0.0
+    policy_seconds: float = 0.0
+    rounds: list[tuple[int, int]] = field(default_factory=list)  # (verified, accepted)
+
+    @property
+    def seconds(self) -> float:
+        return self.draft_seconds + self.verify_seconds + self.policy_seconds
+
+
+class ContextTooLong(ValueError):
+    """A prompt or a text that does not fit the target's context."""
+
+
+class Session:
+    """One text being decoded.
+
+    :param target: the model whose text is emitted
+    :param drafter: None for plain decoding
+    :param calibration: what the observation's predictions are made of
+    :param sampling: temperature, top-k, top-p
+    :param prompt: (P,) token ids, at least 2
+    :param max_new_tokens: tokens to emit
+    :param max_drafted: K
+    :param key: seed of the position-keyed noise
+    :param noise: "keyed" by position: the text is that of plain decoding with the same key; or "independent", drawn from `rng`
+    :param sampled_drafts: sample the drafts from the drafter's distribution; needs independent noise
+    """
+
+    def __init__(
+        self,
+        target: LanguageModel,
+        drafter: Drafter | None,
+        prompt: Sequence[int] | np.ndarray,
+        max_new_tokens: int,
+        *,
+        calibration: ob.Calibration | None = None,
+        sampling: Sampling | None = None,
+        max_drafted: int = 8,
+        key: int = 0,
+        noise: str = "keyed",
+        sampled_drafts: bool = False,
+        rng: np.random.Generator | None = None,
+    ):
+        if noise not in ("keyed", "independent"):
+            raise ValueError(f'noise must be "keyed" or "independent", got "{noise}"')
+        if sampled_drafts and noise == "keyed":
+            raise ValueError('sampled drafts need noise="independent": with keyed noise their law would not be the target\'s')
+        prompt = np.asarray(prompt, np.int64)
+        if prompt.ndim != 1 or len(prompt) < 2:
+            raise ValueError(f"prompt must hold at least 2 tokens, got shape {prompt.shape}")
+        if len(prompt) + 1 > target.config.max_length:
+            raise ContextTooLong(
+                f"the prompt has {len(prompt)} tokens, the target's context holds {target.config.max_length}: shorten the prompt"
+            )
+        self.target, self.drafter, self.key = target, drafter, key
+        self.sampling = Sampling() if sampling is None else sampling
+        self.calibration = ob.empty_calibration() if calibration is None else calibration
+        self.max_drafted = max_drafted if drafter is not None else 0
+        self.noise, self.sampled_drafts = noise, sampled_drafts
+        self.rng = np.random.default_rng(key) if rng is None else rng
+        self.limit = min(max_new_tokens, target.config.max_length - len(prompt))
+        self.account = Accounting()
+        self.emitted: list[int] = []
+        self._active = np.empty(ob.N_ACTIVE, np.int64)
+        self._recent = [int(prompt[-2]), int(prompt[-1])]
+        with torch.inference_mode():
+            logits, self._state = target(torch.from_numpy(prompt[None, :-1]), target.initial_state(1))
+        self._entropy = float(distribution_entropy(logits[0, -1].double().numpy()))
+        if drafter is not None:
+            drafter.begin(prompt)
+        self.obs = np.zeros(ob.SIZE)
+        ob.begin_text(self.obs, self.calibration)
+        self._begin_round()
+
+    def _begin_round(self) -> None:
+        self.drafts: list[int] = []
+        self._draft_probs: list[np.ndarray] = []
+        ob.begin_round(self.obs, self._entropy, float(self.limit - len(self.emitted)))
+
+    @property
+    def done(self) -> bool:
+        return len(self.emitted) >= self.limit
+
+    @property
+    def room(self) -> int:
+        """How many more tokens may be drafted: K, and what the target's context can verify."""
+        used = self._state.length + 1 + len(self.drafts)
+        return min(self.max_drafted - len(self.drafts), self.target.config.max_length - used)
+
+    def draft(self) -> None:
+        """Draft one more token and show it to the observation."""
+        assert self.drafter is not None
+        start = perf_counter()
+        if self.sampled_drafts:
+            q = self.sampling(np.log(np.maximum(self.drafter.distribution(), 1e-300)))
+            token = choose(q, self.rng.random())
+            self.drafter.draw(token)
+            self._draft_probs.append(q)
+            positive = q[q > 0]
+            features = (float(q[token]), float(-(positive * np.log(positive)).sum()), 0.0, 0.0)
+        else:
+            token, *features = self.drafter.propose()
+        drafted = perf_counter()
+        before, previous = (self._recent + self.drafts)[-2:]
+        observe_token(self.obs, self.calibration, *features, token, previous, before, self._active)
+        self.drafts.append(token)
+        self.account.drafted += 1
+        self.account.draft_seconds += drafted - start
+        self.account.policy_seconds += perf_counter() - drafted
+
+    def verify(self, count: int) -> list[int]:
+        """Let the target verify the first `count` drafts; emit the accepted ones and one token of the target's own."""
+        start = perf_counter()
+        drafts = self.drafts[:count]
+        position = len(self.emitted)
+        with torch.inference_mode():
+            logits, state = self.target(torch.tensor([[self._recent[1], *drafts]]), self._state)
+            rows = logits[0].double().numpy()
+        p = self.sampling(rows)
+        if self.noise == "independent":
+            noise = self.rng.random(len(drafts) + 1)
+        else:
+            noise = position_noise(self.key, position, len(drafts) + 1)
+        if self.sampled_drafts:
+            accepted, token = verify_sampled_drafts(p, self._draft_probs, drafts, noise)
+        else:
+            accepted, token = verify_greedy_drafts(p, drafts, noise)
+        new = [*drafts[:accepted], token][: self.limit - position]
+        self._state = state.at(len(new))
+        self._entropy = float(distribution_entropy(rows[len(new) - 1]))
+        self._recent = (self._recent + new)[-2:]
+        self.emitted.extend(new)
+        if self.drafter is not None:
+            self.drafter.extend(np.array(new))
+        verified = perf_counter()
+        account = self.account
+        account.verify_seconds += verified - start
+        account.target_calls += 1
+        account.verified += count
+        account.accepted += accepted
+        account.bonus += accepted == count
+        account.tokens += len(new)
+        account.rounds.append((count, accepted))
+        ob.end_round(self.obs, self.calibration, count, accepted)
+        self._begin_round()
+        account.policy_seconds += perf_counter() - verified
+        return new
+
+    def decide(self, policy: Callable) -> int:
+        """Draft as the policy wishes; its last action, VERIFY or DROP (or DRAFT where there is no room for more)."""
+        if isinstance(policy, DraftPolicy) and isinstance(self.drafter, NGramDrafter) and not self.sampled_drafts:
+            return self._decide_ngram(policy, self.drafter)
+        while True:
+            start = perf_counter()
+            action = int(policy(self.obs))
+            self.account.policy_seconds += perf_counter() - start
+            if action != ob.DRAFT or self.room <= 0:
+                return action
+            self.draft()
+
+    def _decide_ngram(self, policy: DraftPolicy, drafter: NGramDrafter) -> int:
+        start = perf_counter()
+        action, drafted = make_ngram_round(policy.decide)(
+            drafter.tables,
+            drafter.buffer,
+            drafter.length,
+            self.room,
+            self.obs,
+            self.calibration,
+            self._active,
+            policy.params,
+            policy.memory,
+        )
+        self.drafts = drafter.buffer[drafter.length : drafter.length + drafted].tolist()
+        seconds = perf_counter() - start
+        drafting = min(drafted * drafter.token_seconds, seconds)
+        self.account.drafted += drafted
+        self.account.draft_seconds += drafting
+        self.account.policy_seconds += seconds - drafting
+        return action
+
+    def act(self, action: int) -> list[int]:
+        """Carry out one decision of Draft-v0; the tokens it emitted."""
+        drafted = len(self.drafts)
+        if action == ob.DRAFT and self.room > 0:
+            self.draft()
+            return []
+        if action == ob.DROP and drafted and self.sampled_drafts:
+            raise ValueError("dropping a sampled draft is not lossless: use greedy drafts, or a policy without action 2")
+        return self.verify(drafted - 1 if action == ob.DROP and drafted else drafted)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A finished text: its new tokens, why it ended ("length", "stop", "context") and what it cost."""
+
+    tokens: list[int]
+    reason: str
+    account: Accounting
+
+
+class SpeculativeDecoder:
+    """Decode texts under a policy, any callable from an observation to VERIFY, DRAFT or DROP.
+
+    :param options: those of `Session`: calibration, sampling, max_drafted, sampled_drafts
+    """
+
+    def __init__(self, target: LanguageModel, drafter: Drafter | None = None, policy: Callable | None = None, **options):
+        self.target, self.drafter, self.policy, self.options = target, drafter, policy, options
+
+    def session(self, prompt, max_new_tokens: int, **options) -> Session:
+        return Session(self.target, self.drafter, prompt, max_new_tokens, **(self.options | options))
+
+    def rounds(self, session: Session) -> Iterator[list[int]]:
+        """Decode round by round; yields the tokens of each."""
+        policy = self.policy
+        if policy is not None and hasattr(policy, "fresh"):
+            policy = policy.fresh()
+        while not session.done:
+            action = ob.VERIFY if policy is None else session.decide(policy)
+            yield session.act(ob.VERIFY if action == ob.DRAFT else action)
+
+    def stream(
+        self,
+        prompt,
+        max_new_tokens: int,
+        *,
+        stop_tokens: Sequence[int] = (),
+        stop: Sequence[Sequence[int]] = (),
+        **options,
+    ) -> Iterator[int]:
+        """Yield tokens as they are decided; nothing past a stop.
+
+        A stop token is emitted and ends the text. A stop sequence ends it and is not emitted: tokens that may begin one are held
+        back until they cannot.
+        """
+        session = self.session(prompt, max_new_tokens, **options)
+        yield from _until_stop(self.rounds(session), stop_tokens, stop)
+
+    def generate(
+        self,
+        prompt,
+        max_new_tokens: int,
+        *,
+        stop_tokens: Sequence[int] = (),
+        stop: Sequence[Sequence[int]] = (),
+        **options,
+    ) -> Generation:
+        """Decode a whole text."""
+        session = self.session(prompt, max_new_tokens, **options)
+        tokens = list(_until_stop(self.rounds(session), stop_tokens, stop))
+        stopped = len(tokens) < len(session.emitted) or (bool(tokens) and tokens[-1] in stop_tokens)
+        reason = "stop" if stopped else "length" if len(tokens) >= max_new_tokens else "context"
+        return Generation(tokens, reason, session.account)
+
+
+def _until_stop(rounds: Iterator[list[int]], stop_tokens: Sequence[int], stop: Sequence[Sequence[int]]) -> Iterator[int]:
+    stops = [list(s) for s in stop]
+    if any(not s for s in stops):
+        raise ValueError("a stop sequence must hold at least one token")
+    held: list[int] = []
+    for tokens in rounds:
+        for token in tokens:
+            held.append(token)
+            for s in stops:
+                if held[-len(s) :] == s:
+                    yield from held[: -len(s)]
+                    return
+            if token in stop_tokens:
+                yield from held
+                return
+            keep = max((n for s in stops for n in range(1, len(s)) if held[-n:] == s[:n]), default=0)
+            yield from held[: len(held) - keep]
+            held = held[len(held) - keep :]
+    yield from held

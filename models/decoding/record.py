@@ -1,0 +1,236 @@
+"""Recording traces, and measuring the clock that they are replayed on."""
+
+from time import perf_counter
+
+import numpy as np
+import torch
+from numba import njit
+from tqdm import trange
+
+from tdraft.kernels.ngram import draft as ngram_draft
+
+from ..language_model import LanguageModel
+from . import observation as ob
+from .cost import CostModel
+from .decoder import Session, position_noise
+from .drafters import Drafter, LMDrafter, NGramDrafter, distribution_entropy
+from .sampling import Sampling
+from .trace import Trace
+from .verification import choose
+
+
+def draft_tree(n_tokens: int, depth: int) -> np.ndarray:
+    """Parents (N + N * K,) of the tree that holds a text and, at each of its N positions, a draft of K tokens.
+
+    Node n < N is the token *before* position n, so that the logits there judge position n; node N + k * N + n is the k-th (from 0)
+    drafted token at position n.
+    """
+    return np.concatenate([np.arange(-1, n_tokens - 1)] + [np.arange(n_tokens) + k * n_tokens for k in range(depth)])
+
+
+@njit
+def _propose_ngram(tables, before, tokens, depth, proposals, features):
+    length, n_tokens = len(before), len(tokens)
+    buffer = np.empty(length + n_tokens + depth, np.int64)
+    buffer[:length] = before
+    for n in range(n_tokens):
+        if n > 0:
+            buffer[length + n - 1] = tokens[n - 1]
+        for k in range(depth):
+            token, confidence, entropy, order, count = ngram_draft(tables, buffer, length + n + k)
+            buffer[length + n + k] = token
+            proposals[n, k] = token
+            features[n, k, 0], features[n, k, 1] = confidence, entropy
+            features[n, k, 2], features[n, k, 3] = order, np.log1p(count)
+
+
+def _propose(drafter: Drafter, prompts: np.ndarray, tokens: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+    """The drafter's greedy continuation at every position: proposals (B, N, K) and features (B, N, K, 4)."""
+    batch, n_tokens = tokens.shape
+    proposals = np.zeros((batch, n_tokens, depth), np.int32)
+    features = np.zeros((batch, n_tokens, depth, ob.N_FEATURES), np.float32)
+    if isinstance(drafter, NGramDrafter):
+        for b in range(batch):
+            _propose_ngram(drafter.tables, prompts[b], tokens[b], depth, proposals[b], features[b])
+        return proposals, features
+    if not isinstance(drafter, LMDrafter):
+        raise TypeError(f"cannot record a trace of a {type(drafter).__name__}; record NGramDrafter or LMDrafter")
+    _, state = drafter.model(torch.from_numpy(prompts[:, :-1]))
+    text = np.concatenate([prompts[:, -1:], tokens[:, :-1]], axis=1)  # what position n has before it
+    nodes = text
+    for k in range(depth):
+        logits, _ = drafter.model(torch.from_numpy(nodes), state, parents=draft_tree(n_tokens, k))
+        last = logits[:, -n_tokens:].double().numpy()
+        token = last.argmax(-1)
+        shifted = last - last.max(-1, keepdims=True)
+        proposals[:, :, k] = token
+        features[:, :, k, 0] = 1.0 / np.exp(shifted).sum(-1)
+        features[:, :, k, 1] = distribution_entropy(last)
+        nodes = np.concatenate([nodes, token], axis=1)
+    return proposals, features
+
+
+def plain_text(target: LanguageModel, prompts: np.ndarray, n_tokens: int, sampling: Sampling, keys: np.ndarray) -> np.ndarray:
+    """What plain decoding emits, (C, N) int64: one call a token, all contexts beside each other."""
+    with torch.inference_mode():
+        _, state = target(torch.from_numpy(prompts[:, :-1]))
+        last, out = prompts[:, -1:], []
+        for n in range(n_tokens):
+            logits, state = target(torch.from_numpy(last), state)
+            p = sampling(logits[:, -1].double().numpy())
+            last = np.array([[choose(p[c], position_noise(int(keys[c]), n, 1)[0])] for c in range(len(p))])
+            out.append(last)
+    return np.concatenate(out, axis=1)
+
+
+def _margin(logits: np.ndarray, p: np.ndarray, noise: float, sampling: Sampling) -> float:
+    """How far the choice of a token is from falling to another: in logits when greedy, in probability when sampled."""
+    if sampling.temperature == 0:
+        best = np.partition(logits, -2)
+        return float(best[-1] - best[-2])
+    return float(np.abs(np.cumsum(p) - noise).min())
+
+
+def record(
+    target: LanguageModel,
+    drafter: Drafter,
+    prompts: np.ndarray,
+    n_tokens: int,
+    depth: int,
+    sampling: Sampling,
+    keys: np.ndarray,
+    *,
+    batch: int = 4,
+    progress: bool = False,
+    meta: dict | None = None,
+) -> Trace:
+    """The trace of the target's continuation of each prompt; a text and its drafts are verified as one tree in one call.
+
+    :param prompts: (C, P) int64
+    :param keys: (C,) seeds of the position-keyed noise
+    :param depth: K, tokens proposed at every position
+    """
+    contexts = len(prompts)
+    if prompts.shape[1] + n_tokens + depth > target.config.max_length:
+        raise ValueError(
+            f"prompt {prompts.shape[1]} + {n_tokens} tokens + drafts of {depth} exceed the context of {target.config.max_length}"
+        )
+    parents = draft_tree(n_tokens, depth)
+    tokens = np.concatenate(
+        [plain_text(target, prompts[i : i + 64], n_tokens, sampling, keys[i : i + 64]) for i in range(0, contexts, 64)]
+    )
+    proposals = np.zeros((contexts, n_tokens, depth), np.int32)
+    features = np.zeros((contexts, n_tokens, depth, ob.N_FEATURES), np.float32)
+    target_prob = np.zeros((contexts, n_tokens, depth))
+    entropy, margin = np.zeros((contexts, n_tokens), np.float32), np.zeros((contexts, n_tokens), np.float32)
+    with torch.inference_mode():
+        for i in trange(0, contexts, batch, desc="record", disable=not progress, leave=False):
+            rows = slice(i, min(i + batch, contexts))
+            proposals[rows], features[rows] = _propose(drafter, prompts[rows], tokens[rows], depth)
+            text = np.concatenate([prompts[rows, -1:], tokens[rows, :-1]], axis=1)
+            drafts = proposals[rows].transpose(0, 2, 1).reshape(len(text), -1)
+            before, state = target(torch.from_numpy(prompts[rows, :-1]))
+            nodes = np.concatenate([text, drafts.astype(np.int64)], axis=1)
+            logits = target(torch.from_numpy(nodes), state, parents=parents)[0]
+            logits = logits.double().numpy().reshape(len(text), depth + 1, n_tokens, -1)
+            p = sampling(logits)
+            judged = np.moveaxis(p[:, :depth], 1, 2)  # (B, N, K, V): the law of the token that the k-th draft claims
+            target_prob[rows] = np.take_along_axis(judged, proposals[rows, :, :, None].astype(np.int64), -1)[..., 0]
+            first = distribution_entropy(before[:, -1:].double().numpy())
+            entropy[rows] = np.concatenate([first, distribution_entropy(logits[:, 0, :-1])], axis=1)
+            for c in range(rows.start, rows.stop):
+                noise = position_noise(int(keys[c]), 0, n_tokens)
+                for n in range(n_tokens):
+                    margin[c, n] = _margin(logits[c - i, 0, n], p[c - i, 0, n], noise[n], sampling)
+    return Trace(
+        tokens.astype(np.int32),
+        prompts[:, -2:].astype(np.int32),
+        proposals,
+        features,
+        target_prob,
+        count_accepted(proposals, tokens),
+        entropy,
+        margin,
+        {
+            "drafter": drafter.fingerprint,
+            "target": target.fingerprint,
+            "temperature": sampling.temperature,
+            "top_k": sampling.top_k,
+            "top_p": sampling.top_p,
+            "prompt_length": prompts.shape[1],
+            **(meta or {}),
+        },
+    )
+
+
+def count_accepted(proposals: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """How many leading proposals (C, N, K) are what the text (C, N) goes on with, (C, N) int32; none past its end."""
+    contexts, n_tokens, depth = proposals.shape
+    accepted = np.zeros((contexts, n_tokens), np.int32)
+    alive = np.ones((contexts, n_tokens), bool)
+    for k in range(depth):
+        following = np.full((contexts, n_tokens), -1, np.int64)
+        following[:, : n_tokens - k] = tokens[:, k:]
+        alive &= proposals[:, :, k] == following
+        accepted += alive
+    return accepted
+
+
+def measure_cost(
+    target: LanguageModel,
+    drafter: Drafter,
+    prompts: np.ndarray,
+    max_drafted: int,
+    sampling: Sampling,
+    *,
+    calibration: ob.Calibration | None = None,
+    repeats: int = 40,
+) -> CostModel:
+    """T(m) and the price of a drafted token on this machine: medians over `repeats` interleaved rounds of a real session.
+
+    A verification is timed whole, with what the decoder does around the target's call, so that units add up to the wall clock.
+    """
+    verify = np.zeros((repeats, max_drafted + 2))
+    draft: list[float] = []
+    rng = np.random.default_rng(0)
+    for i in range(-2, repeats):  # two rounds to warm up
+        prompt = prompts[int(rng.integers(len(prompts)))]
+        session = Session(
+            target,
+            drafter,
+            prompt,
+            1 << 20,
+            calibration=calibration,
+            sampling=sampling,
+            max_drafted=max_drafted,
+            key=i + 2,
+        )
+        for count in rng.permutation(max_drafted + 1):
+            before = session.account.draft_seconds
+            for _ in range(count):
+                session.draft()
+            if count and i >= 0:
+                draft.append((session.account.draft_seconds - before) / count)
+            start = perf_counter()
+            session.verify(int(count))
+            if i >= 0:
+                verify[i, count + 1] = perf_counter() - start
+    seconds = np.median(verify, axis=0)
+    ratio = np.maximum.accumulate(seconds / seconds[1])
+    ratio[0], ratio[1] = 0.0, 1.0
+    if isinstance(drafter, NGramDrafter):  # decoding drafts in compiled rounds, which the loop above did not
+        drafter.token_seconds = _ngram_seconds(drafter, prompts[0], max_drafted)
+        draft = [drafter.token_seconds]
+    return CostModel(ratio, float(np.median(draft) / seconds[1]), float(seconds[1]))
+
+
+def _ngram_seconds(drafter: NGramDrafter, prompt: np.ndarray, depth: int, positions: int = 200) -> float:
+    """Seconds a token inside a compiled round of drafting, the median of 21 runs."""
+    tokens = np.resize(prompt, positions)
+    proposals, features = np.zeros((positions, depth), np.int32), np.zeros((positions, depth, ob.N_FEATURES), np.float32)
+    seconds = []
+    for _ in range(22):
+        start = perf_counter()
+        _propose_ngram(drafter.tables, prompt, tokens, depth, proposals, features)
+        seconds.append((perf_counter() - start) / (positions * depth))
+    return float(np.median(seconds[1:]))

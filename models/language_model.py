@@ -1,0 +1,161 @@
+"""A language model: token embedding, backbone, and the embedding again as output (Press & Wolf 2017, arXiv 1608.05859).
+
+B batch   T tokens   V vocabulary   D model width
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .backbones.transformer import KVState, Transformer
+from .files import atomic_write
+
+SCHEMA = 1
+
+
+class CheckpointError(ValueError):
+    """A file does not hold what was asked for: missing, damaged, of another class or another version."""
+
+
+@dataclass(frozen=True)
+class LMConfig:
+    """Sizes of a language model."""
+
+    vocab_size: int = 256
+    """Number of tokens V; 256 for bytes."""
+    d_model: int = 128
+    """Width D."""
+    n_layers: int = 4
+    """Number of blocks."""
+    n_heads: int = 4
+    """Attention heads; D / heads must be even."""
+    max_length: int = 256
+    """Longest context in tokens; train with windows this long (`TrainConfig.length`), a model is poor beyond them."""
+
+
+class LanguageModel(nn.Module):
+    """Next-token logits for byte or word sequences.
+
+    :param config: the sizes
+    :param seed: of the initial weights; the global generator is left alone
+    """
+
+    def __init__(self, config: LMConfig, seed: int = 0):
+        super().__init__()
+        if config.vocab_size < 1:
+            raise ValueError(f"vocab_size must be positive, got {config.vocab_size}")
+        self.config = config
+        self.embedding = nn.Parameter(torch.empty(config.vocab_size, config.d_model))
+        generator = torch.Generator().manual_seed(seed)
+        nn.init.normal_(self.embedding, std=0.5 * config.d_model**-0.5, generator=generator)
+        self.backbone = Transformer(config.d_model, config.n_layers, config.n_heads, config.max_length, generator=generator)
+
+    def initial_state(self, batch_size: int) -> KVState:
+        """The state before any token."""
+        return self.backbone.initial_state(batch_size)
+
+    def forward(
+        self, tokens: Tensor, state: KVState | None = None, *, reset: Tensor | None = None, parents: Any = None
+    ) -> tuple[Tensor, KVState]:
+        """Logits of the token after each of `tokens`, and the state after them (see `Backbone.forward`).
+
+        :param tokens: (B, T) int64, 0 <= token < V
+        :return: (B, T, V) and the new state
+        """
+        if tokens.dim() != 2 or tokens.dtype != torch.int64:
+            raise ValueError(f"tokens must be (B, T) int64, got {tuple(tokens.shape)} {tokens.dtype}")
+        x = F.embedding(tokens, self.embedding) * self.config.d_model**0.5  # small as an output, of order 1 as an input
+        y, new = self.backbone(x, state, reset=reset, parents=parents)
+        return F.linear(y, self.embedding), new
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of weights, the tied embedding counted once."""
+        return sum(p.numel() for p in self.parameters())
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of the sha256 of configuration and weights."""
+        digest = hashlib.sha256(json.dumps(asdict(self.config), sort_keys=True).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().data)
+        return digest.hexdigest()[:16]
+
+    def save(self, path: str | Path) -> None:
+        """Write weights and configuration to one safetensors file; a failure leaves the former file as it was."""
+        metadata = {"class": type(self).__name__, "schema": str(SCHEMA), "config": json.dumps(asdict(self.config))}
+        tensors = {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
+        with atomic_write(path) as temporary:
+            save_file(tensors, temporary, metadata)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "LanguageModel":
+        """The model that `save` wrote, on the CPU.
+
+        :raises CheckpointError: no such file, a damaged one, another class or a newer schema
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"cannot read {path} as a safetensors file: {str(error).splitlines()[0]}") from None
+        if metadata.get("class") != cls.__name__:
+            raise CheckpointError(f"{path} must hold a {cls.__name__}, it holds {metadata.get('class', 'no class name')}")
+        if metadata.get("schema") != str(SCHEMA):
+            raise CheckpointError(f"{path} has schema {metadata.get('schema')}, this tdraft reads {SCHEMA}; train anew or update")
+        try:
+            model = cls(LMConfig(**json.loads(metadata["config"])))
+            model.to(tensors["embedding"].dtype).load_state_dict(tensors)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{path}: weights and configuration disagree: {str(error).splitlines()[0]}") from None
+        return model
+
+
+def bits_per_byte(model: LanguageModel, tokens: np.ndarray, *, length: int | None = None, batch: int = 16) -> float:
+    """Mean of -log2 p(token | the tokens before it) over tokens[1:]; bits a token where tokens aren't bytes.
+
+    Windows of `length` (default: the model's longest context) overlap by half, so that every prediction but the first ones
+    sees at least length / 2 tokens.
+    """
+    if len(tokens) < 2:
+        raise ValueError(f"tokens must hold at least 2, got {len(tokens)}")
+    nats = 0.0
+    for begin, logits in _sweep(model, tokens, length, batch):
+        target = torch.from_numpy(tokens[begin + 1 : begin + 1 + len(logits)].astype(np.int64))
+        nats += F.cross_entropy(logits[: len(target)].double(), target, reduction="sum").item()
+    return nats / math.log(2) / (len(tokens) - 1)
+
+
+def predict_argmax(model: LanguageModel, tokens: np.ndarray, *, length: int | None = None, batch: int = 16) -> np.ndarray:
+    """(N,) int64: the model's top choice for the token after each of `tokens`, with contexts as in `bits_per_byte`."""
+    top = np.empty(len(tokens), dtype=np.int64)
+    for begin, logits in _sweep(model, tokens, length, batch):
+        top[begin : begin + len(logits)] = logits.argmax(-1).numpy()
+    return top
+
+
+def _sweep(model: LanguageModel, tokens: np.ndarray, length: int | None, batch: int) -> Iterator[tuple[int, Tensor]]:
+    """(first position, logits (n, V)) that together cover every position of the text once."""
+    size = min(length or model.config.max_length, model.config.max_length, len(tokens))
+    starts = list(range(0, len(tokens) - size, max(size // 2, 1))) + [len(tokens) - size]
+    done = 0
+    for i in range(0, len(starts), batch):
+        chosen = np.array(starts[i : i + batch])
+        with torch.inference_mode():
+            logits, _ = model(torch.from_numpy(tokens[chosen[:, None] + np.arange(size)].astype(np.int64)))
+            for start, row in zip(chosen.tolist(), logits):
+                yield done, row[done - start :]
+                done = start + size
