@@ -1,13 +1,14 @@
 """Acceptance rules of speculative sampling, exact and lossy, as numbers in and numbers out.
 
-A rule accepts a drafted token x ~ q with probability b(x), else it emits a token from a residual s. The token emitted at that position
-then has the law
+A rule accepts a drafted token x ~ q with probability b(x), else it emits a token from a residual s. The token emitted
+at that position then has the law
 
     e = q b + R s,    R = 1 - sum_x q(x) b(x)    (the rejection rate),
 
-and what the rule loses is KL(p || e). p is the target's distribution and q the drafter's, both (V,) float64 that sum to one, after
-the logits processors. Sources: Leviathan et al. 2211.17192 and Chen et al. 2302.01318 (exact), Medusa 2401.10774 (typical), the
-mentored rule and the total-variation front as in the project's formulas; the marginal-price form of the mentored rule is derived here.
+and what the rule loses is KL(p || e). p is the target's distribution and q the drafter's, both (V,) float64 that sum
+to one, after the logits processors. Sources: Leviathan et al. 2211.17192 and Chen et al. 2302.01318 (exact), Medusa
+2401.10774 (typical), the mentored rule and the total-variation front as in the project's formulas; the marginal-price
+form of the mentored rule is derived here.
 """
 
 import numpy as np
@@ -47,10 +48,12 @@ def divergence(p, e):
 
 @njit
 def accept_probability(p, q, lenience):
-    """min(1, p / (l q)) for one token: the exact test at l = 1, more accepting as the lenience l falls towards 0, which accepts all.
+    """min(1, p / (l q)) for one token: the exact test at l = 1, more accepting as the lenience l falls towards 0,
+    which accepts all.
 
     :param p: target's probability of the drafted token
-    :param q: drafter's probability of it; zero only if it could not have been drafted, and then 1 is returned where p > 0
+    :param q: drafter's probability of it; zero only if it could not have been drafted, and then 1 is returned where p
+        > 0
     :param lenience: l in [0, 1]
     """
     if p >= lenience * q:
@@ -69,7 +72,9 @@ def accept_with_lenience(p, q, lenience):
 
 @njit
 def accept_typical(p, epsilon, delta):
-    """(V,) of 0 and 1: accept x iff p(x) > min(epsilon, delta exp(-H)), H = -sum p log(p + 1e-5)   (Medusa, section 2.3.1)."""
+    """(V,) of 0 and 1: accept x iff p(x) > min(epsilon, delta exp(-H)), H = -sum p log(p + 1e-5)   (Medusa, section
+    2.3.1).
+    """
     h = 0.0
     for x in range(p.size):
         h -= p[x] * np.log(p[x] + 1e-5)
@@ -83,10 +88,12 @@ def accept_typical(p, epsilon, delta):
 
 @njit
 def residual(p, q, b):
-    """norm((p - q b)_+), the residual that keeps rejection + TV(e, p) at its smallest for this b; p itself where nothing is left.
+    """norm((p - q b)_+), the residual that keeps rejection + TV(e, p) at its smallest for this b; p itself where
+    nothing is left.
 
-    With b >= min(1, p/q) pointwise (exact, every lenience, accept all) it is norm((p - q)_+), whatever b is. The sum is zero only if
-    q b covers p, that is, when no rejection can happen; the guard then keeps the answer a distribution.
+    With b >= min(1, p/q) pointwise (exact, every lenience, accept all) it is norm((p - q)_+), whatever b is. The sum
+    is zero only if q b covers p, that is, when no rejection can happen; the guard then keeps the answer a
+    distribution.
     """
     s = np.empty(p.size)
     total = 0.0
@@ -117,9 +124,9 @@ def emitted(q, b, s):
 def accept_tv_optimal(p, q, rate):
     """(V,) acceptance of a rule on the front TV(e, p) = TV(p, q) - R for a given rejection rate R.
 
-    b = m + theta (1 - m) with m = min(1, p/q): every token that the exact test would reject is let through with the same
-    probability theta = 1 - R / TV(p, q). With the residual norm((p - q)_+) what is emitted is the mixture (1 - theta) p + theta q.
-    (Every lenience lies on this front too; among its rules this is the one with a closed form.)
+    b = m + theta (1 - m) with m = min(1, p/q): every token that the exact test would reject is let through with the
+    same probability theta = 1 - R / TV(p, q). With the residual norm((p - q)_+) what is emitted is the mixture (1 -
+    theta) p + theta q. (Every lenience lies on this front too; among its rules this is the one with a closed form.)
 
     :param rate: R; clipped to [0, TV(p, q)], outside of which no rule on the front exists
     """
@@ -131,7 +138,9 @@ def accept_tv_optimal(p, q, rate):
 
 @njit
 def _upper_level(p, q, a):
-    """b >= 1 with sum (p/b - q)_+ = sum (q - p/a)_+, found on the sorted ratios p/q (sum is piecewise linear in 1/b)."""
+    """b >= 1 with sum (p/b - q)_+ = sum (q - p/a)_+, found on the sorted ratios p/q (sum is piecewise linear in
+    1/b).
+    """
     mass = 0.0
     for x in range(p.size):
         mass += max(q[x] - p[x] / a, 0.0)
@@ -157,7 +166,8 @@ def _upper_level(p, q, a):
 def mentored(p, q, a):
     """The mentored rule at the lenience a: b = min(1, p/(a q)), s proportional to (p/c - q)_+ with c >= 1 fixed by a.
 
-    Of all rules with this rejection rate it emits the law nearest to p: e = max(min(q, p/a), p/c), the drafter's law clipped to a band around p.
+    Of all rules with this rejection rate it emits the law nearest to p: e = max(min(q, p/a), p/c), the drafter's law
+    clipped to a band around p.
 
     :param a: in (0, 1]; 1 is the exact rule
     :return: b (V,), s (V,), c
@@ -176,7 +186,8 @@ def mentored(p, q, a):
 
 @njit
 def mentored_budget(p, q, budget):
-    """The mentored rule that spends a KL budget: the smallest a whose KL(p || e) is at most the budget, by bisection in (0, 1].
+    """The mentored rule that spends a KL budget: the smallest a whose KL(p || e) is at most the budget, by bisection
+    in (0, 1].
 
     :param budget: D in nats; 0 is the exact rule, D >= KL(p || q) accepts everything
     :return: b (V,), s (V,), a (0 when everything is accepted)
@@ -197,11 +208,13 @@ def mentored_budget(p, q, budget):
 
 @njit
 def mentored_price(p, q, price):
-    """The rule that maximises acceptance - price * KL(p || e) over all rules: the mentored rule with c - a = 1 / price.
+    """The rule that maximises acceptance - price * KL(p || e) over all rules: the mentored rule with c - a = 1 /
+    price.
 
-    Moving emitted mass from a token at the lower edge of the band (e = p/c) to one at the upper edge (e = p/a) raises acceptance by that mass
-    and KL by (c - a) times it; c - a falls from infinity to 0 as a rises to 1, so the multiplier fixes a. One multiplier shared by all
-    positions solves the budget of a whole sequence where an accepted token has the same worth everywhere.
+    Moving emitted mass from a token at the lower edge of the band (e = p/c) to one at the upper edge (e = p/a) raises
+    acceptance by that mass and KL by (c - a) times it; c - a falls from infinity to 0 as a rises to 1, so the
+    multiplier fixes a. One multiplier shared by all positions solves the budget of a whole sequence where an accepted
+    token has the same worth everywhere.
 
     :param price: acceptances per nat, > 0
     :return: b (V,), s (V,), a
@@ -220,7 +233,8 @@ def mentored_price(p, q, price):
 
 @njit
 def excess_divergence(p, q, keep):
-    """phi(c) = sum_{p > q} p log(p / (q + c (p - q))): what tokens above q lose when a share c of the exact residual reaches them.
+    """phi(c) = sum_{p > q} p log(p / (q + c (p - q))): what tokens above q lose when a share c of the exact residual
+    reaches them.
 
     :param keep: c in [0, 1]; phi(1) = 0, and phi is convex
     :return: nats; infinite if c = 0 and q misses a token that p has
@@ -237,17 +251,20 @@ def excess_divergence(p, q, keep):
 
 @njit
 def token_charge(p, q, token, accept):
-    """What accepting this drafted token with probability `accept` costs, in nats: the KL of a position, shared out over its tokens.
+    """What accepting this drafted token with probability `accept` costs, in nats: the KL of a position, shared out
+    over its tokens.
 
-    A policy that looks at the token chooses one b(x) for each, and KL(p || e) belongs to all of them together. With the residual
-    norm((p - q)_+), m = min(1, p/q), b >= m and theta(x) = (b - m) / (1 - m), the share let through of what the exact test rejects, Jensen's inequality on the
-    convex phi of `excess_divergence` gives a sum over tokens,
+    A policy that looks at the token chooses one b(x) for each, and KL(p || e) belongs to all of them together. With
+    the residual norm((p - q)_+), m = min(1, p/q), b >= m and theta(x) = (b - m) / (1 - m), the share let through of
+    what the exact test rejects, Jensen's inequality on the convex phi of `excess_divergence` gives a sum over tokens,
 
-        KL(p || e) <= sum_x q(x) charge(x),   charge = (1 - m) / TV * phi(1 - theta) - (p/q) log(b q / p),   0 where p >= q,
+        KL(p || e) <= sum_x q(x) charge(x),   charge = (1 - m) / TV * phi(1 - theta) - (p/q) log(b q / p),   0 where p
+        >= q,
 
-    with equality where theta is the same for all tokens (exact, accept all, `accept_tv_optimal`). So the expected charge is never less than what
-    the policy loses, whatever it looks at. It can be negative for one token, never in the mean. (Charging each token the KL that its action
-    would have if taken for every token is not a bound: exact where p >= q and accept elsewhere accepts everything and pays for part.)
+    with equality where theta is the same for all tokens (exact, accept all, `accept_tv_optimal`). So the expected
+    charge is never less than what the policy loses, whatever it looks at. It can be negative for one token, never in
+    the mean. (Charging each token the KL that its action would have if taken for every token is not a bound: exact
+    where p >= q and accept elsewhere accepts everything and pays for part.)
 
     :param accept: b(token), at least min(1, p/q)
     """
@@ -268,8 +285,9 @@ def token_charge(p, q, token, accept):
 def discard_charge(p, q, token):
     """The charge, as in `token_charge`, of discarding this token and emitting a draw from p in its place.
 
-    Discarding conditions on the drafted value, so it isn't lossless: e(x) falls to about q(x) p(x). With R1 the mass of all discarded tokens,
-    e >= R1 p >= q(x) p(x) where p < q, and e >= q(x) p(x) where p >= q against q(x) before; what they withhold from the residual counts as let through:
+    Discarding conditions on the drafted value, so it isn't lossless: e(x) falls to about q(x) p(x). With R1 the mass
+    of all discarded tokens, e >= R1 p >= q(x) p(x) where p < q, and e >= q(x) p(x) where p >= q against q(x) before;
+    what they withhold from the residual counts as let through:
 
         charge = (1 - m) / TV * phi(0) + (p/q) log(1 / max(p, q)).
     """

@@ -132,7 +132,7 @@ class DraftEnv(gym.Env):
             self.observation_space = spaces.Dict(
                 {"vector": self.observation_space, "tokens": spaces.MultiDiscrete([1 << 20] * 3)}
             )
-        self._rng: np.ndarray | None = None
+        self._rng = np.zeros(4, np.uint64)
         self._line = ""
 
     def compiled(self) -> CompiledEnv | None:
@@ -140,18 +140,19 @@ class DraftEnv(gym.Env):
         if self.observe == "tokens":
             return None
         reset, step = self.source.dynamics
-        return CompiledEnv(self.params, reset, step, 0)
+        state = (self.params.obs, self.params.cursor, self.params.outcome, self._rng)
+        return CompiledEnv(self.params, reset, step, self._rng, state)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         super().reset(seed=seed)
-        if seed is not None or self._rng is None:
-            self._rng = seed_state(np.random.SeedSequence(int(self.np_random.integers(2**63))))
+        if seed is not None or not self._rng.any():
+            self._rng[:] = seed_state(np.random.SeedSequence(int(self.np_random.integers(2**63))))
         self.source.dynamics.reset(self.params, self._rng)
         self._line = ""
         return self._observe(), {}
 
     def step(self, action):
-        if self._rng is None:
+        if not self._rng.any():
             raise gym.error.ResetNeeded("call reset() before step()")
         if not self.action_space.contains(action) and not (isinstance(action, int | np.integer) and 0 <= action < ob.N_ACTIONS):
             raise ValueError(f"action must be 0 (verify), 1 (draft) or 2 (verify without the newest), got {action!r}")

@@ -98,4 +98,4 @@ class TabularDraft(gym.ObservationWrapper):
         if inner is None:
             return None
         reset, step = _tabular_dynamics(self.draft.source.dynamics)
-        return CompiledEnv(TabularParams(self.grid, inner.params), reset, step, inner.limit)
+        return inner._replace(params=TabularParams(self.grid, inner.params), reset=reset, step=step)

@@ -1,7 +1,8 @@
-"""From logits to the distribution that is sampled: temperature, top-k, top-p, and sampling by the inverse of the distribution function.
+"""From logits to the distribution that is sampled: temperature, top-k, top-p, and sampling by the inverse of the
+distribution function.
 
-Plain NumPy on (..., V) arrays, float32 or float64. Target and drafter both go through `process` before any acceptance rule: what is exact is exact for
-the processed distributions.
+Plain NumPy on (..., V) arrays, float32 or float64. Target and drafter both go through `process` before any acceptance
+rule: what is exact is exact for the processed distributions.
 """
 
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ import numpy as np
 class Sampling:
     """How logits become a distribution.
 
-    :param temperature: > 0 divides the logits; 0 is greedy, all mass on the largest logit (the lowest index among equals)
+    :param temperature: > 0 divides the logits; 0 is greedy, all mass on the largest logit (the lowest index among
+        equals)
     :param top_k: keep the k largest logits; 0 keeps all
     :param top_p: keep the fewest tokens whose probability reaches top_p, in (0, 1]; 1 keeps all
     """
@@ -43,8 +45,8 @@ class Sampling:
 def process(logits: np.ndarray, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> np.ndarray:
     """Probabilities after temperature, then top-k, then top-p (the order of Hugging Face's processors).
 
-    Exactly k tokens survive top-k; among equal logits the lowest indices do. Top-p keeps a token if the mass before it, in falling order, is below
-    top_p, so that the token that crosses it stays. -inf logits have probability 0.
+    Exactly k tokens survive top-k; among equal logits the lowest indices do. Top-p keeps a token if the mass before
+    it, in falling order, is below top_p, so that the token that crosses it stays. -inf logits have probability 0.
 
     :param logits: (..., V); any floating type
     :param temperature: >= 0; 0 gives one-hot at the largest logit

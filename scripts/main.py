@@ -1,0 +1,108 @@
+"""The `tdraft` command. A command's module is imported only when it is called, so that `tdraft --help` is fast."""
+
+import difflib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+# Adding a command is adding a line. Its module has `main(argv) -> int | None`, or a dict `COMMANDS` of subcommand -> (dataclass
+# with the options, function that takes one).
+COMMANDS = {
+    "train": ("tdraft.scripts.train", "train an agent on a Gymnasium env"),
+    "lm": ("tdraft.scripts.lm", "train or evaluate a byte-level language model"),
+    "demo": ("tdraft.scripts.demo", "learn when to stop drafting, and compare with every baseline"),
+    "bench": ("tdraft.scripts.bench", "measure speeds against peers on this machine"),
+}
+# Modules that keep their dataclasses and functions plain: subcommand -> (dataclass, function); "" where there is no subcommand.
+SUBCOMMANDS = {
+    "lm": {"train": ("LMTrain", "train"), "eval": ("LMEval", "evaluate")},
+    "demo": {"": ("Demo", "run")},
+    "bench": {"": ("Bench", "run")},
+}
+
+
+class UsageError(ValueError):
+    """A command line that cannot be run; its text is for the user."""
+
+
+def unknown(kind: str, given: str, known: Sequence[str], where: str) -> UsageError:
+    """`no agent "q-lerning"; did you mean "q-learning"? (tdraft train --help lists all)`"""
+    near = difflib.get_close_matches(given, known, 1, 0.5)
+    meant = f'; did you mean "{near[0]}"?' if near else ";"
+    return UsageError(f'no {kind} "{given}"{meant} ({where} lists all)')
+
+
+def usage() -> str:
+    lines = [f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(["usage: tdraft COMMAND [OPTIONS]", "", *lines, "", "tdraft COMMAND --help lists a command's options."])
+
+
+def run(command: str, argv: list[str]) -> int | None:
+    """Import a command's module and run it."""
+    name = COMMANDS[command][0]
+    try:
+        module = import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        raise UsageError(f'the command "{command}" is not in this installation') from None
+    if hasattr(module, "main"):
+        return module.main(argv)
+    import tyro
+
+    options = SUBCOMMANDS[command]
+    where = f"tdraft {command}"
+    if "" not in options:
+        if not argv or argv[0] in ("-h", "--help"):
+            print(f"usage: {where} {{{','.join(options)}}} [OPTIONS]\n\n{COMMANDS[command][1]}")
+            return 0 if argv else 2
+        if argv[0] not in options:
+            raise unknown("subcommand", argv[0], list(options), f"{where} --help")
+        sub, argv = argv[0], argv[1:]
+        where = f"{where} {sub}"
+    else:
+        sub = ""
+    kind, function = (getattr(module, part) for part in options[sub])
+    result = function(tyro.cli(kind, prog=where, args=argv))
+    return result if isinstance(result, int) and not isinstance(result, bool) else None
+
+
+def is_user_error(error: Exception) -> bool:
+    """Whether an error's text is meant for the user: ours, a file's, or Gymnasium's about an env; any other is a bug."""
+    ours = isinstance(error, ValueError) and type(error).__module__.startswith("tdraft.")
+    return ours or isinstance(error, OSError) or type(error).__module__.startswith("gymnasium.error")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point: 0 done, 2 an error that the user can mend (one line on stderr), 130 interrupted."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("tdraft"))
+        return 0
+    try:
+        if argv[0] not in COMMANDS:
+            raise unknown("command", argv[0], list(COMMANDS), "tdraft --help")
+        return run(argv[0], argv[1:]) or 0
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if not is_user_error(error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""Tables of action values inside compiled loops: epsilon-greedy choice and averages of entries over time."""
+
+from numba import njit
+
+from tdraft.kernels.rng import randint, uniform
+
+
+@njit(inline="always")
+def greedy(q, rng):
+    """Index of the largest entry of q (A,), ties broken uniformly at random (one draw, only where there is a tie)."""
+    best, action, ties = q[0], 0, 1
+    for a in range(1, len(q)):
+        if q[a] > best:
+            best, action, ties = q[a], a, 1
+        elif q[a] == best:
+            ties += 1
+    if ties > 1:
+        skip = randint(rng, ties)
+        for a in range(action, len(q)):
+            if q[a] == best:
+                if skip == 0:
+                    action = a
+                    break
+                skip -= 1
+    return action
+
+
+@njit(inline="always")
+def epsilon_greedy(q, epsilon, rng):
+    """Uniformly random with probability epsilon, else greedy with random ties.
+
+    :param q: (A,) action values
+    :param epsilon: exploration probability in [0, 1]
+    :param rng: generator as in `kernels.rng`
+    :return: an action in 0..A-1
+    """
+    if uniform(rng) < epsilon:
+        action = randint(rng, len(q))
+    else:
+        action = greedy(q, rng)
+    return action
+
+
+@njit(inline="always")
+def first_greedy(q):
+    """Index of the largest entry of q (A,), the lowest where there are ties: no random numbers, for serving."""
+    best, action = q[0], 0
+    for a in range(1, len(q)):
+        if q[a] > best:
+            best, action = q[a], a
+    return action
+
+
+@njit(inline="always")
+def accumulate(total, since, table, i, j, now, start):
+    """Bring the time integral of table[i, j] since `start` up to `now`; call it before the entry changes.
+
+    An average over all steps then costs a few operations an update and none for the entries that rest (Polyak & Juditsky 1992).
+
+    :param total: (N, A) integral of each entry over the steps from `start` to `since`
+    :param since: (N, A) step up to which `total` is complete
+    """
+    total[i, j] += table[i, j] * (now - max(since[i, j], start))
+    since[i, j] = now
+
+
+def average(table, total, since, now: float, start: float):
+    """Mean of each entry over the steps from `start` to `now`; the table itself where that is empty.
+
+    :return: a new array of the table's shape
+    """
+    if total.shape != table.shape or now <= start:
+        return table.copy()
+    return (total + table * (now - since.clip(min=start))) / (now - start)
