@@ -250,7 +250,7 @@ def informed_front(
 def evaluate(env: AcceptEnv, actions: Callable[[np.ndarray], np.ndarray], rule: str, parameter: float = 0.0) -> Outcome:
     """The exact outcome of a deterministic policy on all texts of a simulated env without budget.
 
-    :param actions: maps a batch of observations ((B,) bins or (B, 12)) to (B,) actions; `lambda o: agent.predict(o)[0]`
+    :param actions: maps a batch of observations ((B,) bins or (B, 13)) to (B,) actions; `lambda o: agent.predict(o)[0]`
     """
     if env.live is not None or np.isfinite(env.params.budget):
         raise ValueError("exact evaluation needs a simulated env without budget; play episodes instead (a budget makes the rule depend on the past)")

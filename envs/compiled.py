@@ -103,12 +103,12 @@ def draw(cumulative, rng):
     return index if index < len(cumulative) else 0
 
 
-@njit
+@njit(inline="always")
 def table_reset(params, rng):
     return draw(params.start, rng)
 
 
-@njit
+@njit(inline="always")
 def table_step(params, obs, action, rng):
     outcome = draw(params.cumulative[obs, action], rng)
     return (

@@ -27,7 +27,7 @@ from tdraft.models.decoding.trace import Trace
 from tdraft.models.files import atomic_write
 from tdraft.models.language_model import LanguageModel, LMConfig
 from tdraft.models.ngram import NGram
-from tdraft.models.training import TrainConfig, bits_per_byte, predict_argmax, train_language_model
+from tdraft.models.training import TrainConfig, bits_per_byte, has_fast_bf16, predict_argmax, train_language_model
 from tdraft.scripts.report import write_report
 from tdraft.scripts.results import machine
 
@@ -65,8 +65,6 @@ class Demo:
     timesteps: int = 1_500_000
     """environment steps of each training"""
     temperatures: tuple[float, ...] = (0.0, 0.8)
-    sb3: bool = False
-    """train Stable-Baselines3's PPO and DQN as well (minutes more)"""
     seed: int = 0
     json: Path | None = None
     """also write the rows to this file"""
@@ -101,12 +99,13 @@ def build_models(demo: Demo, corpus: Corpus, stage: Stage) -> Models:
         np.frombuffer(text, np.uint8).astype(np.int64) for text in (corpus.train, corpus.validation, corpus.test)
     )
 
-    def language_model(name: str, config: LMConfig, seconds: float, lr: float) -> LanguageModel:
+    def language_model(name: str, config: LMConfig, seconds: float) -> LanguageModel:
         path = folder / f"{name}.safetensors"
         if demo.resume and path.exists():
             return LanguageModel.load(path)
         model = LanguageModel(config, seed=demo.seed)
-        train_language_model(model, train, validation, TrainConfig(seconds=seconds, lr=lr, seed=demo.seed), folder / name)
+        recipe = TrainConfig(seconds=seconds, batch=4, length=config.max_length, seed=demo.seed, bf16=has_fast_bf16())
+        train_language_model(model, train, validation, recipe, folder / name, resume=demo.resume)
         model.save(path)
         return model
 
@@ -120,7 +119,7 @@ def build_models(demo: Demo, corpus: Corpus, stage: Stage) -> Models:
 
     longest = demo.prompt + demo.tokens + demo.depth + 2
     config = LMConfig(d_model=128, n_layers=4, n_heads=4, max_length=max(longest, 256))
-    target = stage("train the target", lambda: language_model("target", config, demo.target_seconds, 3e-3))
+    target = stage("train the target", lambda: language_model("target", config, demo.target_seconds))
     ngram = stage("count n-grams", lambda: counted("ngram", lambda: NGram.fit(train, order=6)))
     sample = train[:1_500_000]
     distilled = stage(
@@ -128,7 +127,7 @@ def build_models(demo: Demo, corpus: Corpus, stage: Stage) -> Models:
         lambda: counted("distilled", lambda: ngram.distill(sample, predict_argmax(target, sample))),
     )
     small = LMConfig(d_model=64, n_layers=1, n_heads=2, max_length=max(longest, 256))
-    drafter = stage("train the drafter", lambda: language_model("drafter", small, demo.drafter_seconds, 3e-3))
+    drafter = stage("train the drafter", lambda: language_model("drafter", small, demo.drafter_seconds))
     probe = test[:100_000]
     bits = stage(
         "score on the test split",
@@ -218,7 +217,7 @@ def compare(demo: Demo, models: Models, name: str, temperature: float, regime: s
     """Tune, train and evaluate every policy in one regime."""
     validation = Replay(traces.validation, traces.calibration, cost, shuffle=False)
     test = Replay(traces.test, traces.calibration, cost, shuffle=False)
-    baselines = tune_all(validation, texts=len(traces.validation.tokens))
+    baselines = tune_all(validation)
     static = next(p for p in baselines if p.name.startswith("static"))
     rate = ev.speedup(ev.play(validation, static, texts=len(traces.validation.tokens)))
     learned = train_policies(
@@ -228,7 +227,6 @@ def compare(demo: Demo, models: Models, name: str, temperature: float, regime: s
         seeds=range(demo.seed, demo.seed + demo.seeds),
         timesteps=demo.timesteps,
         log_dir=demo.out / "tensorboard" / f"{slug(name)}-T{temperature:g}-{regime}",
-        sb3=demo.sb3,
     )
     texts = len(traces.test.tokens)
     counts = {p.name: ev.play(test, p, texts=texts) for p in [*baselines, *learned.policies]}
@@ -281,6 +279,7 @@ def compare(demo: Demo, models: Models, name: str, temperature: float, regime: s
         "near_ties": int((traces.test.margin < NEAR_TIE).sum()),
         "best_static": static.name,
         "best_baseline": best_baseline,
+        "best_learned": learned.names[0],
         "learned_seeds": learned.validation,
         "policies": rows,
     }

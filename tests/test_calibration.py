@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from tdraft.envs.decoding.sources import Difficulty, predict_trace
+from tdraft.envs.decoding.sources import Difficulty, trace_source
 from tdraft.models.decoding import observation as ob
 from tdraft.models.decoding.calibration import (
     CalibrationError,
@@ -97,8 +97,8 @@ def test_noise_is_predicted_by_its_mean():
 
 def test_the_trace_source_predicts_the_same(fitted):
     trace = token_trace(contexts=3, seed=4)
-    theirs = predict_trace(fitted.weights, trace.before, trace.tokens, trace.proposals, trace.features, trace.target_entropy)
-    assert np.array_equal(predict(fitted.weights, trace).astype(np.float32), theirs)
+    theirs = trace_source(trace, fitted, shuffle=False).acceptance
+    assert np.array_equal(predict(fitted.weights, trace), theirs)
 
 
 def test_the_seed_decides(fitted):

@@ -29,7 +29,7 @@ from . import accept_dynamics as dynamics
 from .accept_dynamics import FIELDS, KL_CEILING, N_PACE, N_TABLE, POSITION, AcceptParams
 from .accept_sources import Live, LiveSource, Simulator
 
-LENIENCES = (0.7, 0.5, 0.3, 0.15, 0.05)
+LENIENCES = (0.85, 0.7, 0.55, 0.4, 0.25, 0.12, 0.05)
 DEFAULT_COST = CostModel(np.array([0.0, 1.0, *(1.05 + 0.03 * np.arange(4))]), draft=0.08, unit_seconds=1e-3)
 
 
@@ -46,7 +46,7 @@ class AcceptEnv(gym.Env):
         performed as the exact test
     :param reference_rate: rho in tokens per plain step; by default that of the exact test on the simulator's texts, 1
         for a live source
-    :param observe: "vector" ((12,) float64, `FIELDS`) or "table" (one of `N_TABLE` bins; times `N_PACE`
+    :param observe: "vector" ((13,) float64, `FIELDS`) or "table" (one of `N_TABLE` bins; times `N_PACE`
         with a budget)
     """
 
@@ -102,7 +102,7 @@ class AcceptEnv(gym.Env):
         self.observation_space: spaces.Space = spaces.Discrete(N_TABLE * (1 if budget is None else N_PACE))
         if observe == "vector":
             k, h = float(cost.max_drafted), float(np.log(p.shape[-1]) + 1e-9)
-            high = np.array([1, 1, 1, h, h, 1, KL_CEILING, 1, k, k, 1, 1], np.float64)
+            high = np.array([1, 1, 1, h, h, 1, KL_CEILING, KL_CEILING, 1, k, k, 1, 1], np.float64)
             self.observation_space = spaces.Box(np.zeros(len(FIELDS)), high, dtype=np.float64)
         self._rng = np.zeros(4, np.uint64)
 

@@ -12,19 +12,18 @@ from numba import njit
 from tdraft.kernels import acceptance as rule
 from tdraft.kernels.rng import randint, uniform
 
-FIELDS = ("ratio", "p", "q", "entropy_p", "entropy_q", "overlap", "kl", "next_overlap", "index", "left", "remaining", "budget")
+FIELDS = ("ratio", "p", "q", "entropy_p", "entropy_q", "overlap", "kl", "excess", "next_overlap", "index", "left", "remaining", "budget")
 EXACT = 0
 TEXT, POSITION, INDEX, DRAFTED = range(4)
 # Edges of the discrete observation's bins.
-_RATIO = np.array([0.01, 0.03, 0.06, 0.12, 0.2, 0.3, 0.45, 0.65, 1.0])
-_OVERLAP = np.array([0.25, 0.4, 0.55, 0.7, 0.85])
-_Q = np.array([0.1, 0.4])
-_NEXT = np.array([0.4, 0.7])
+_RATIO = np.array([0.02, 0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.75, 0.88, 1.0])
+_EXCESS = np.array([1.15, 1.3, 1.5, 1.8, 2.2, 2.7, 3.4])
+_NEXT = np.array([0.45, 0.65, 0.85])
 _LEFT = 4
 _PACE = np.array([0.3, 0.7, 1.0, 1.5])  # share of the budget left over share of the text left
 # Features of a position that a policy may see before it decides there.
-OVERLAP, KL, ENTROPY_P, ENTROPY_Q = range(4)
-N_FEATURES = 4
+OVERLAP, KL, EXCESS, ENTROPY_P, ENTROPY_Q = range(5)
+N_FEATURES = 5
 KL_CEILING = 25.0  # observations are finite; no charge is clipped
 
 
@@ -33,7 +32,7 @@ class AcceptParams(NamedTuple):
 
     p: np.ndarray  # (C, N, V)
     q: np.ndarray  # (C, N, V)
-    features: np.ndarray  # (C, N, 4)
+    features: np.ndarray  # (C, N, 5)
     accept: np.ndarray  # (C, N, V, A) acceptance probability
     charge: np.ndarray  # (C, N, V, A) nats
     verify: np.ndarray  # (K + 2,) T(m) / T(1)
@@ -57,22 +56,22 @@ def observe(params):
     p, q, f, obs = params.p[c, t, x], params.q[c, t, x], params.features[c, t], params.obs
     obs[0], obs[1], obs[2] = min(p / q, 1.0), p, q
     obs[3], obs[4], obs[5], obs[6] = f[ENTROPY_P], f[ENTROPY_Q], f[OVERLAP], f[KL]
-    obs[7] = params.features[c, t + 1, OVERLAP] if j + 1 < k else 1.0
-    obs[8], obs[9] = j, k - 1 - j
-    obs[10] = (params.p.shape[1] - t) / params.p.shape[1]
-    obs[11] = 1.0 if np.isinf(params.budget) else 0.0
+    obs[7] = f[EXCESS]
+    obs[8] = params.features[c, t + 1, OVERLAP] if j + 1 < k else 1.0
+    obs[9], obs[10] = j, k - 1 - j
+    obs[11] = (params.p.shape[1] - t) / params.p.shape[1]
+    obs[12] = 1.0 if np.isinf(params.budget) else 0.0
     if 0.0 < params.budget < np.inf:
-        obs[11] = min(max(1.0 - params.spent[0] / params.budget, 0.0), 1.0)
+        obs[12] = min(max(1.0 - params.spent[0] / params.budget, 0.0), 1.0)
 
 
 @njit
 def table_index(obs):
-    """The discrete observation: bins of ratio, overlap, q, next overlap, and drafted tokens left in the round."""
+    """The discrete observation: bins of ratio, excess, next overlap, and drafted tokens left in the round."""
     index = np.searchsorted(_RATIO, obs[0], side="right")
-    index = index * (_OVERLAP.size + 1) + np.searchsorted(_OVERLAP, obs[5], side="right")
-    index = index * (_Q.size + 1) + np.searchsorted(_Q, obs[2], side="right")
-    index = index * (_NEXT.size + 1) + np.searchsorted(_NEXT, obs[7], side="right")
-    return index * _LEFT + min(int(obs[9]), _LEFT - 1)
+    index = index * (_EXCESS.size + 1) + np.searchsorted(_EXCESS, obs[7], side="right")
+    index = index * (_NEXT.size + 1) + np.searchsorted(_NEXT, obs[8], side="right")
+    return index * _LEFT + min(int(obs[10]), _LEFT - 1)
 
 
 @njit
@@ -81,10 +80,10 @@ def table(params):
     index = table_index(params.obs)
     if np.isinf(params.budget):
         return index
-    return index + N_TABLE * np.searchsorted(_PACE, params.obs[11] / params.obs[10], side="right")
+    return index + N_TABLE * np.searchsorted(_PACE, params.obs[12] / params.obs[11], side="right")
 
 
-N_TABLE = (_RATIO.size + 1) * (_OVERLAP.size + 1) * (_Q.size + 1) * (_NEXT.size + 1) * _LEFT
+N_TABLE = (_RATIO.size + 1) * (_EXCESS.size + 1) * (_NEXT.size + 1) * _LEFT
 N_PACE = _PACE.size + 1
 
 
@@ -197,11 +196,13 @@ def fill_position(p, q, leniences, features, accept, charge):
 
     :param p, q: (V,)
     :param leniences: (L,)
-    :param features: (4,) out
+    :param features: (5,) out
     :param accept, charge: (V, A) out; a token that q cannot draft gets zeros
     """
     features[OVERLAP] = min(rule.overlap(p, q), 1.0)
     features[KL] = min(rule.divergence(p, q), KL_CEILING)
+    distance = 1.0 - features[OVERLAP]
+    features[EXCESS] = 1.0 if distance < 1e-9 else min(max(rule.excess_divergence(p, q, 0.0) / distance, 1.0), KL_CEILING)
     features[ENTROPY_P], features[ENTROPY_Q] = rule.entropy(p), rule.entropy(q)
     n = leniences.size
     accept[:], charge[:] = 0.0, 0.0
@@ -219,7 +220,7 @@ def fill_position(p, q, leniences, features, accept, charge):
 
 @njit
 def fill_tables(p, q, leniences):
-    """`fill_position` for all texts: features (C, N, 4), accept and charge (C, N, V, A)."""
+    """`fill_position` for all texts: features (C, N, 5), accept and charge (C, N, V, A)."""
     texts, length, vocabulary = p.shape
     features = np.empty((texts, length, N_FEATURES))
     accept = np.empty((texts, length, vocabulary, leniences.size + 3))

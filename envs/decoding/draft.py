@@ -11,8 +11,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from tdraft.envs.compiled import CompiledEnv
-from tdraft.kernels.rng import seed_state
+from tdraft.envs.compiled import CompiledEnv, env_rng
 from tdraft.models.decoding import observation as ob
 from tdraft.models.decoding.calibration import default_difficulty, simulator_calibration
 from tdraft.models.decoding.cost import CostModel
@@ -140,13 +139,12 @@ class DraftEnv(gym.Env):
         if self.observe == "tokens":
             return None
         reset, step = self.source.dynamics
-        state = (self.params.obs, self.params.cursor, self.params.outcome, self._rng)
-        return CompiledEnv(self.params, reset, step, self._rng, state)
+        return CompiledEnv(self.params, reset, step, mutable=("obs", "cursor", "outcome"))
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         super().reset(seed=seed)
         if seed is not None or not self._rng.any():
-            self._rng[:] = seed_state(np.random.SeedSequence(int(self.np_random.integers(2**63))))
+            self._rng = env_rng(self.np_random)
         self.source.dynamics.reset(self.params, self._rng)
         self._line = ""
         return self._observe(), {}

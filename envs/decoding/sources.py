@@ -6,49 +6,27 @@ import numpy as np
 from numba import njit
 
 from tdraft.kernels.rng import randint, uniform
-from tdraft.models.decoding import observation as ob
+from tdraft.models.decoding.calibration import predict
+from tdraft.models.decoding.observation import Calibration
 from tdraft.models.decoding.trace import Trace
 
-from .dynamics import ACCEPTED, DIFFICULTY, POSITION, TEXT, Dynamics, make_dynamics
+from .dynamics import DIFFICULTY, POSITION, TEXT, Dynamics, make_dynamics
 
 
 class TraceSource(NamedTuple):
     """A trace as the compiled loop reads it; C contexts, N positions, K proposals."""
 
     features: np.ndarray  # (C, N, K, 4) float32
-    acceptance: np.ndarray  # (C, N, K) float32, predicted
+    acceptance: np.ndarray  # (C, N, K) predicted
     target_prob: np.ndarray  # (C, N, K) float64
     accepted: np.ndarray  # (C, N) int32
     target_entropy: np.ndarray  # (C, N) float32
     shuffle: bool  # draw the next context at random, or take them in order
 
 
-@njit
-def predict_trace(weights, before, tokens, proposals, features, target_entropy):
-    """Predicted acceptance of every proposal of a trace, (C, N, K) float32, from the same function that the decoder calls."""
-    contexts, positions, depth = proposals.shape
-    out = np.empty((contexts, positions, depth), np.float32)
-    active = np.empty(ob.N_ACTIVE, np.int64)
-    for c in range(contexts):
-        two_back, back = before[c, 0], before[c, 1]
-        for n in range(positions):
-            if n > 0:
-                two_back, back = back, tokens[c, n - 1]
-            second, first = two_back, back
-            for k in range(depth):
-                f = features[c, n, k]
-                token = proposals[c, n, k]
-                ob.active_features(f[0], f[1], f[2], f[3], k + 1, target_entropy[c, n], token, first, second, active)
-                out[c, n, k] = ob.predict_acceptance(weights, active)
-                second, first = first, token
-    return out
-
-
-def trace_source(trace: Trace, calibration: ob.Calibration, *, shuffle: bool) -> TraceSource:
+def trace_source(trace: Trace, calibration: Calibration, *, shuffle: bool) -> TraceSource:
     """A trace with its predicted acceptances filled in."""
-    acceptance = predict_trace(
-        calibration.weights, trace.before, trace.tokens, trace.proposals, trace.features, trace.target_entropy
-    )
+    acceptance = predict(calibration.weights, trace)
     return TraceSource(trace.features, acceptance, trace.target_prob, trace.accepted, trace.target_entropy, shuffle)
 
 
@@ -136,14 +114,3 @@ def trace_dynamics() -> Dynamics:
 
 def simulator_dynamics() -> Dynamics:
     return make_dynamics(_begin_simulator, _start_simulator, _propose_simulator, _finish_simulator)
-
-
-__all__ = [
-    "ACCEPTED",
-    "Difficulty",
-    "TraceSource",
-    "predict_trace",
-    "simulator_dynamics",
-    "trace_dynamics",
-    "trace_source",
-]

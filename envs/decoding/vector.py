@@ -9,7 +9,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numba import njit
 
-from tdraft.kernels.rng import seed_state
+from tdraft.envs.compiled import env_rng
 from tdraft.models.decoding import observation as ob
 
 from .draft import DraftEnv
@@ -96,7 +96,7 @@ class DraftVectorEnv(gym.vector.VectorEnv):
             states = []
             for one in seeds:
                 generator, _ = gym.utils.seeding.np_random(one)
-                states.append(seed_state(np.random.SeedSequence(int(generator.integers(2**63)))))
+                states.append(env_rng(generator))
             self._rngs = np.array(states)
         self._cursors[:] = 0.0
         self._terminated[:] = False

@@ -16,7 +16,9 @@ from . import observation as ob
 
 @njit
 def observe_token(obs, calibration, confidence, entropy, order, log_count, token, previous, before, active):
-    """Predict the drafted token's acceptance and add it to the observation."""
+    """Predict the drafted token's acceptance and add it to the observation; features are rounded as a trace stores them."""
+    confidence, entropy = np.float64(np.float32(confidence)), np.float64(np.float32(entropy))
+    log_count = np.float64(np.float32(log_count))
     depth = int(obs[ob.DRAFTED]) + 1
     ob.active_features(confidence, entropy, order, log_count, depth, obs[ob.TARGET_ENTROPY], token, previous, before, active)
     acceptance = ob.predict_acceptance(calibration.weights, active)

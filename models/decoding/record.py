@@ -168,7 +168,7 @@ def count_accepted(proposals: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     contexts, n_tokens, depth = proposals.shape
     accepted = np.zeros((contexts, n_tokens), np.int32)
     alive = np.ones((contexts, n_tokens), bool)
-    for k in range(depth):
+    for k in range(min(depth, n_tokens)):
         following = np.full((contexts, n_tokens), -1, np.int64)
         following[:, : n_tokens - k] = tokens[:, k:]
         alive &= proposals[:, :, k] == following
