@@ -1,11 +1,13 @@
-"""Acceptance rules on Accept-v0's texts: what each costs in time and in KL, exactly, and how far a learned policy is from the best.
+"""Acceptance rules on Accept-v0's texts: what each costs in time and in KL, exactly, and how far a learned policy is from the
+best.
 
-On simulated texts nothing has to be sampled to judge a policy: at every position the acceptance rate and KL(p || emitted) are sums over the vocabulary, and the
-expected time and KL of a text follow by dynamic programming (`envs.decoding.accept_dynamics.episode_totals`). What varies is the text, and every
-policy sees the same ones; standard errors are over texts.
+On simulated texts nothing has to be sampled to judge a policy: at every position the acceptance rate and KL(p || emitted) are
+sums over the vocabulary, and the expected time and KL of a text follow by dynamic programming
+(`envs.decoding.accept_dynamics.episode_totals`). What varies is the text, and every policy sees the same ones; standard errors
+are over texts.
 
-The KL of a position is that of the law emitted there given that the position is decided; summed over the positions of a text it bounds the KL of the whole
-text's law from above, since the places of the rounds are not seen in the text.
+The KL of a position is that of the law emitted there given that the position is decided; summed over the positions of a text it
+bounds the KL of the whole text's law from above, since the places of the rounds are not seen in the text.
 """
 
 from collections.abc import Callable, Sequence
@@ -132,7 +134,7 @@ def _position_tables(rule):
 
 @njit
 def _policy_tables(p, q, accept, actions):
-    """Acceptance rate and KL(p || emitted) (C, N, K) of a policy, from its action for every token that may be drafted (C, N, K, V)."""
+    """Acceptance rate and KL(p || emitted), (C, N, K), of a policy, from its action for every token that may be drafted."""
     texts, length, depth, vocabulary = actions.shape
     rate, kl = np.zeros((texts, length, depth)), np.zeros((texts, length, depth))
     discard = accept.shape[-1] - 1
@@ -180,9 +182,11 @@ def _observations(params, table):
 
 @njit
 def _informed(accept, kl, verify, draft, price, depth):
-    """Best choice among G rules at every (text, position, index): minimises the expected time + price * KL of the text, all of p and q known.
+    """Best choice among G rules at every (text, position, index): minimises the expected time + price * KL of the text, all of p
+    and q known.
 
-    J(t0, j) = min_g [price kl_g + A_g J(t0, j + 1) + (1 - A_g) W(t0 + j + 1)],  J(t0, k) = W(t0 + k + 1),  W(t0) = cost(k) + J(t0, 0).
+    J(t0, j) = min_g [price kl_g + A_g J(t0, j + 1) + (1 - A_g) W(t0 + j + 1)],  J(t0, k) = W(t0 + k + 1),  W(t0) = cost(k) +
+    J(t0, 0).
 
     :param accept, kl: (C, N, G)
     :return: accept and kl of the choices, (C, N, K)
@@ -226,10 +230,11 @@ def front(name: str, p: np.ndarray, q: np.ndarray, cost: CostModel = DEFAULT_COS
 def informed_front(
     p: np.ndarray, q: np.ndarray, prices: Sequence[float], cost: CostModel = DEFAULT_COST, grid: int = 64
 ) -> list[Outcome]:
-    """The best that any rule can do that knows p and q of the whole text beforehand, but not the draws: mentored rules chosen by dynamic programming.
+    """The best that any rule can do that knows p and q of the whole text beforehand, but not the draws: mentored rules chosen by
+    dynamic programming.
 
-    No policy on Accept-v0 can lie above this front, up to the grid: at each position the mentored rule is looked for among `grid` values of a from 1e-4 to .999
-    (1/a - 1 geometric), the exact rule and accept all.
+    No policy on Accept-v0 can lie above this front, up to the grid: at each position the mentored rule is looked for among `grid`
+    values of a from 1e-4 to .999 (1/a - 1 geometric), the exact rule and accept all.
     """
     values = np.concatenate([1.0 / (1.0 + np.geomspace(1e-3, 1e4, grid)), [1.0, 0.0]])
 
@@ -253,7 +258,7 @@ def evaluate(env: AcceptEnv, actions: Callable[[np.ndarray], np.ndarray], rule: 
     :param actions: maps a batch of observations ((B,) bins or (B, 13)) to (B,) actions; `lambda o: agent.predict(o)[0]`
     """
     if env.live is not None or np.isfinite(env.params.budget):
-        raise ValueError("exact evaluation needs a simulated env without budget; play episodes instead (a budget makes the rule depend on the past)")
+        raise ValueError("exact evaluation needs a simulated env without budget; play episodes instead")
     table = env.observe == "table"
     params = env.params._replace(drafts=env.params.drafts.copy(), cursor=env.params.cursor.copy(), obs=env.params.obs.copy())
     seen = _observations(params, table)
@@ -263,12 +268,19 @@ def evaluate(env: AcceptEnv, actions: Callable[[np.ndarray], np.ndarray], rule: 
 
 
 def learn_policy(
-    source: Simulator, price: float, *, steps: int = 4_000_000, seed: int = 0, rounds: int = 3, cost: CostModel = DEFAULT_COST, **settings
+    source: Simulator,
+    price: float,
+    *,
+    steps: int = 4_000_000,
+    seed: int = 0,
+    rounds: int = 3,
+    cost: CostModel = DEFAULT_COST,
+    **settings,
 ):
     """Train tabular Expected Sarsa on Accept-v0 at a price of KL, from rewards alone, and return the agent.
 
-    rho is the reference rate net of the price, tokens / (time + price * KL): first of the best lenience on the training texts, then of the
-    policy learned so far (Dinkelbach), so that values stay centred. gamma is 1.
+    rho is the reference rate net of the price, tokens / (time + price * KL): first of the best lenience on the training texts,
+    then of the policy learned so far (Dinkelbach), so that values stay centred. gamma is 1.
 
     :param steps: env steps in all; the last half on the last value of rho
     """
@@ -282,7 +294,14 @@ def learn_policy(
         share = steps // 2 if i == rounds - 1 else steps // (2 * max(rounds - 1, 1))
         last = i == rounds - 1
         following = ExpectedSarsa(
-            env, seed=seed + 1000 * i, alpha=0.1 if i == 0 else 0.02, alpha_final=0.002 if last else 0.02, epsilon=0.3, epsilon_final=0.05, horizon=max(share, 1), average=0.5
+            env,
+            seed=seed + 1000 * i,
+            alpha=0.1 if i == 0 else 0.02,
+            alpha_final=0.002 if last else 0.02,
+            epsilon=0.3,
+            epsilon_final=0.05,
+            horizon=max(share, 1),
+            average=0.5,
         )
         if agent is not None:
             following.q[:] = agent.values()

@@ -1,4 +1,4 @@
-"""What every agent is: two methods inside (`begin`, `step`), Stable-Baselines3's verbs outside (`learn`, `predict`, `save`, `load`)."""
+"""What every agent is: `begin` and `step` inside, Stable-Baselines3's verbs outside (`learn`, `predict`, `save`, `load`)."""
 
 import logging
 import time
@@ -114,7 +114,9 @@ class Agent(ABC):
     def check_spaces(cls, observation_space: spaces.Space, action_space: spaces.Space) -> None:
         """Raise SpaceError where the agent cannot work on these spaces."""
         if not isinstance(action_space, spaces.Discrete):
-            raise SpaceError(f"{cls.name} needs a Discrete action space, got {action_space}: wrap the env so that an action is one integer")
+            raise SpaceError(
+                f"{cls.name} needs a Discrete action space, got {action_space}: wrap the env so that an action is one integer"
+            )
 
     @abstractmethod
     def make_learner(self) -> Any:
@@ -253,9 +255,7 @@ class Agent(ABC):
             return
         params, reset, step, limit, _ = self.compiled
         loop = training_loop(reset, step, self.begin_rule, self.step_rule)
-        self._obs = loop(
-            params, self.learner, self.gamma, steps, limit, self.env_rng, self.rng, self._obs, self.standing
-        )
+        self._obs = loop(params, self.learner, self.gamma, steps, limit, self.env_rng, self.rng, self._obs, self.standing)
 
     def statistics(self) -> dict[str, float]:
         """The numbers of a log line, by TensorBoard tag; those of episodes only once one has ended."""
@@ -273,7 +273,9 @@ class Agent(ABC):
     def settings_dict(self) -> dict[str, Any]:
         return asdict(self.settings)
 
-    def predict(self, obs: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True) -> tuple[np.ndarray, Any]:
+    def predict(
+        self, obs: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True
+    ) -> tuple[np.ndarray, Any]:
         """Stable-Baselines3's signature.
 
         :param obs: observations (n_envs, ...), or a single one
@@ -323,7 +325,7 @@ class Agent(ABC):
         if kind is None:
             expected = getattr(cls, "name", "agent")
             raise CheckpointError(f"{path} holds a {meta['class']}, not a {expected}: load it with its own class or Agent.load")
-        agent = kind.__new__(kind)
+        agent = kind.__new__(kind)  # pyright: ignore[reportCallIssue]
         observation_space, action_space = (space_from_json(s) for s in meta["spaces"])
         agent._set_up(agent.settings_from(meta, arrays), meta["seed"], observation_space, action_space)
         agent.num_timesteps, agent.env_id, agent._env_generator = meta["num_timesteps"], meta["env"], meta["env_generator"]
@@ -354,14 +356,17 @@ class Agent(ABC):
         assert self.compiled is not None
         if not isinstance(self._obs, np.ndarray):
             return int(self._obs)
-        return next((n for n, a in leaves(self.compiled.params) if a.ctypes.data == self._obs.ctypes.data and a.shape == self._obs.shape), None)
+        return next(
+            (n for n, a in leaves(self.compiled.params) if a.ctypes.data == self._obs.ctypes.data and a.shape == self._obs.shape),
+            None,
+        )
 
     def _generator_state(self) -> dict | None:
         """State of a foreign env's NumPy generator, so that its noise goes on after `load`."""
         if self.env is None or self.compiled is not None or not self._env_seeded:
             return self._env_generator
         state = self.env.unwrapped.np_random.bit_generator.state
-        return state if state.get("bit_generator") == "PCG64" else None
+        return dict(state) if state.get("bit_generator") == "PCG64" else None
 
 
 def _kinds(cls: type) -> list[type]:

@@ -26,7 +26,7 @@ def static(params, memory, obs):
 
 @njit
 def two_thresholds(params, memory, obs):
-    """No draft if the first token's predicted acceptance is below x; stop when the survival falls below y, dropping that token."""
+    """No draft if the first token's acceptance is below x; stop when the survival falls below y, dropping that token."""
     if obs[ob.DRAFTED] == 1 and obs[ob.ACCEPTANCE] < params[0]:
         return ob.DROP
     if obs[ob.SURVIVAL] < params[1]:
@@ -78,7 +78,7 @@ def svip(params, memory, obs):
 
 @njit
 def ada_edl(params, memory, obs):
-    """Stop if 1 - sqrt(g * entropy) < l, with l adapted to the acceptance rate (AdaEDL, arXiv 2410.18351); memory = (l, rate, seen)."""
+    """Stop if 1 - sqrt(g * entropy) < l, with l adapted to the acceptance rate (AdaEDL, 2410.18351); memory = (l, rate, seen)."""
     g, start, goal, step = params[0], params[1], params[2], params[3]
     if obs[ob.DRAFTED] == 0:
         if obs[ob.LAST_DRAFTED] < 0:
@@ -132,7 +132,7 @@ def spec_dec_pp(params, memory, obs):
 
 @njit
 def bandit_ucb(params, memory, obs):
-    """BanditSpec's UCB over k in 0..4 with loss (L + 1 - tokens) / L (arXiv 2505.15141); memory = (k, rounds, count[5], sum[5])."""
+    """BanditSpec's UCB over k in 0..4 with loss (L + 1 - tokens) / L (2505.15141); memory = (k, rounds, count[5], sum[5])."""
     if obs[ob.DRAFTED] == 0:
         if obs[ob.LAST_DRAFTED] < 0:
             memory[:] = 0.0

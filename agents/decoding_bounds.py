@@ -34,7 +34,8 @@ def _clairvoyant(accepted, verify, draft, longest, counts):
 
 
 def clairvoyant(trace: Trace, cost: CostModel) -> np.ndarray:
-    """Least time in which each text can be emitted by anyone who knows the outcome of every draft: dynamic programming from its end.
+    """Least time in which each text can be emitted by anyone who knows the outcome of every draft: dynamic programming from its
+    end.
 
     V(t) = min over k <= accepted[t] of k t_d + T(k + 1) + V(t + k + 1)
 
@@ -71,8 +72,8 @@ def _informed(accepted, probability, verify, draft, longest, rate, counts):
 def informed(trace: Trace, cost: CostModel, *, tolerance: float = 1e-9) -> np.ndarray:
     """A policy that knows the target's probability of every drafted token, not the coin flips, and drafts nothing that it drops.
 
-    It verifies the k that maximises sum_{i<=k} S_i - rate (k t_d + T(k + 1)); the rate is its own, found by Dinkelbach's iteration.
-    Rounds are treated as alike, so it is a bound only where proposals depend on the text alone.
+    It verifies the k that maximises sum_{i<=k} S_i - rate (k t_d + T(k + 1)); the rate is its own, found by Dinkelbach's
+    iteration. Rounds are treated as alike, so it is a bound only where proposals depend on the text alone.
 
     :return: (C, N_COUNTS) counts as `play` gives them
     """

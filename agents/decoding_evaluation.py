@@ -79,7 +79,7 @@ class LiveRun:
 def play_live(
     decoders: dict[str, SpeculativeDecoder], prompts: np.ndarray, keys: np.ndarray, n_tokens: int
 ) -> dict[str, LiveRun]:
-    """Decode every context under every policy, the policies in turn on each context so that the machine's drift hits all alike."""
+    """Decode every context under every policy, in turn on each context, so that the machine's drift hits all alike."""
     runs = {name: LiveRun([], []) for name in decoders}
     names = list(decoders)
     for i, prompt in enumerate(prompts):

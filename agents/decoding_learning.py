@@ -37,8 +37,8 @@ class LearnedPolicies:
 
 
 def draft_tiles(max_drafted: int) -> TileCoding:
-    """Tilings over what the decision depends on. Survival is cut finely and logarithmically: the best stopping point is a threshold
-    on it that moves with depth, the newest token's acceptance, the target's entropy and the text's recent history."""
+    """Tilings over what the decision depends on. Survival is cut finely and logarithmically: the best stopping point is a
+    threshold on it that moves with depth, the newest token's acceptance, the target's entropy and the text's recent history."""
     survival = np.geomspace(0.005, 0.97, 22)
     coarse = np.geomspace(0.02, 0.95, 11)
     acceptance = [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.96]

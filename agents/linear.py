@@ -1,8 +1,9 @@
-"""Semi-gradient one-step control with action values linear in binary tile features, q(s, a) = sum of w[tile, a] over active tiles."""
+"""Semi-gradient one-step control, action values linear in binary tile features: q(s, a) = sum of w[tile, a] over active tiles."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from gymnasium import spaces
@@ -192,7 +193,11 @@ class LinearAgent(Agent):
     @classmethod
     def check_spaces(cls, observation_space: spaces.Space, action_space: spaces.Space) -> None:
         if not isinstance(observation_space, spaces.Box) or len(observation_space.shape) != 1:
-            way_out = "use a tabular agent (q-learning)" if isinstance(observation_space, spaces.Discrete) else "wrap the env in FlattenObservation"
+            way_out = (
+                "use a tabular agent (q-learning)"
+                if isinstance(observation_space, spaces.Discrete)
+                else "wrap the env in FlattenObservation"
+            )
             raise SpaceError(f"{cls.name} needs a Box observation space of one dimension, got {observation_space}: {way_out}")
         super().check_spaces(observation_space, action_space)
 
@@ -283,18 +288,18 @@ class LinearSarsa(LinearAgent):
     """Episodic or average-reward semi-gradient Sarsa (Sutton & Barto sec. 10.1 and 10.3)."""
 
     name = "linear-sarsa"
-    begin_rule, step_rule = (staticmethod(rule) for rule in linear_rule(sarsa_bootstrap))
+    begin_rule, step_rule = (staticmethod(cast(Callable, rule)) for rule in linear_rule(sarsa_bootstrap))
 
 
 class LinearExpectedSarsa(LinearAgent):
     """Semi-gradient Expected Sarsa."""
 
     name = "linear-expected-sarsa"
-    begin_rule, step_rule = (staticmethod(rule) for rule in linear_rule(expected_sarsa_bootstrap))
+    begin_rule, step_rule = (staticmethod(cast(Callable, rule)) for rule in linear_rule(expected_sarsa_bootstrap))
 
 
 class LinearQ(LinearAgent):
     """Semi-gradient Q-learning; off-policy bootstrapping with linear values may diverge (Sutton & Barto sec. 11.3)."""
 
     name = "linear-q"
-    begin_rule, step_rule = (staticmethod(rule) for rule in linear_rule(q_learning_bootstrap))
+    begin_rule, step_rule = (staticmethod(cast(Callable, rule)) for rule in linear_rule(q_learning_bootstrap))

@@ -10,7 +10,7 @@ from typing import Any
 from tdraft.models.files import atomic_write
 
 STEP = "time/total_timesteps"
-COLUMNS = (
+COLUMNS: tuple[str, ...] = (
     STEP,
     "time/fps",
     "rollout/ep_rew_mean",
@@ -49,7 +49,7 @@ class RunLogger:
             table = csv.DictWriter(file, COLUMNS)
             table.writeheader()
             table.writerows(rows)
-        self._file = open(self.folder / "progress.csv", "a", newline="")  # noqa: SIM115
+        self._file = open(self.folder / "progress.csv", "a", newline="")
         self._table = csv.DictWriter(self._file, COLUMNS, extrasaction="ignore")
         if start == 0:
             for old in self.folder.glob("events.out.tfevents.*"):
@@ -59,15 +59,15 @@ class RunLogger:
 
     def _restart(self, start: int) -> None:
         """Tell TensorBoard to drop events of later steps."""
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
         event = Event(step=start + 1, session_log=SessionLog(status=SessionLog.START), wall_time=time.time())
         self._events.add_event(event)
 
     def write(self, step: int, numbers: dict[str, float]) -> None:
         """One line at this step; the file is flushed, so that a kill costs no line."""
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+        from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
         self._table.writerow({STEP: step, **numbers})
         self._file.flush()

@@ -41,8 +41,9 @@ class Reason(str):
 def compile_env(env: gym.Env) -> CompiledEnv | Reason:
     """The compiled form of an env, with arrays of its own, or the reason why there is none.
 
-    Wrappers are walked from the outside: pass-through ones (TimeLimit, OrderEnforcing, PassiveEnvChecker) are skipped, and the first
-    wrapper or env with a method `compiled` answers. Gymnasium's toy-text envs are made from `P`, if `P` is all there is to them.
+    Wrappers are walked from the outside: pass-through ones (TimeLimit, OrderEnforcing, PassiveEnvChecker) are skipped, and the
+    first wrapper or env with a method `compiled` answers. Gymnasium's toy-text envs are made from `P`, if `P` is all there is to
+    them.
     """
     limit = 0
     layer: Any = env
@@ -96,7 +97,7 @@ class Table(NamedTuple):
 
 @njit(inline="always")
 def draw(cumulative, rng):
-    """The first index whose cumulated probability exceeds a uniform draw, 0 if none: Gymnasium's categorical_sample, bit for bit."""
+    """The first index whose cumulated probability exceeds a uniform draw, else 0: Gymnasium's categorical_sample, bit for bit."""
     u, index = uniform(rng), 0
     while index < len(cumulative) and cumulative[index] <= u:
         index += 1
@@ -145,12 +146,15 @@ def table_env(transitions: Any, start: Any, limit: int = 0) -> CompiledEnv:
                 table.following[s, a, k], table.reward[s, a, k] = following, reward
                 table.terminated[s, a, k] = terminated
     if len(table.start) != n_states or abs(table.start[-1] - 1) > 1e-9:
-        raise ValueError(f"start must hold {n_states} probabilities that sum to 1, got {len(table.start)} that sum to {table.start[-1]}")
+        raise ValueError(
+            f"start must hold {n_states} probabilities that sum to 1, got {len(table.start)} that sum to {table.start[-1]}"
+        )
     return CompiledEnv(table, table_reset, table_step, limit, mutable=())
 
 
 def env_rng(generator: np.random.Generator | int) -> np.ndarray:
-    """The xoshiro state that an env of ours makes in `reset(seed=...)` from its NumPy generator, and the compiled path for itself.
+    """The xoshiro state that an env of ours makes in `reset(seed=...)` from its NumPy generator, and the compiled path for
+    itself.
 
     :param generator: the env's `np_random`, fresh from its seed, or that seed
     """

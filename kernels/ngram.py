@@ -167,7 +167,8 @@ def _position(entry_tokens, low, high, token):
 
 @njit(cache=True)
 def adjusted_counts(parents, node_tokens, entry_start, entry_tokens, raw, longest, start_token):
-    """Kneser-Ney's counts: raw for the longest n-grams and those at a text's beginning, else the number of distinct left neighbours.
+    """Kneser-Ney's counts: raw for the longest n-grams and those at a text's beginning, else the number of distinct left
+    neighbours.
 
     :param raw: (E,) how often each n-gram stands in the text
     :param longest: first node of the longest contexts

@@ -99,7 +99,8 @@ def default_corpus(max_bytes: int | None = None) -> Corpus:
 def load_corpus(path: str | Path) -> Corpus:
     """The user's own text: a file, or a folder of files (binary and hidden ones in it are passed over).
 
-    A file is split in blocks of whole paragraphs by the hash of each block's first words; a folder by the hash of the file's name.
+    A file is split in blocks of whole paragraphs by the hash of each block's first words; a folder by the hash of the file's
+    name.
 
     :raises CorpusError: missing, unreadable, empty, binary, or less than 4096 bytes after dropping repeated paragraphs
     """
@@ -139,12 +140,12 @@ def _build(name: str, documents: Iterable[Document]) -> Corpus:
             f"{name} has {total} bytes without repeated paragraphs, at least {MIN_BYTES} are needed; give more text"
         )
     splits: dict[str, list[bytes]] = {split: [] for split in SPLITS}
-    filled = dict.fromkeys(SPLITS, 0)
+    filled: dict[str, int] = dict.fromkeys(SPLITS, 0)
     quota = HELD_OUT * total
     for group in sorted(groups, key=lambda group: hashlib.sha256(group.encode()).digest()):
         size = sum(map(len, groups[group]))
         fits = [split for split in ("test", "validation") if filled[split] < quota and filled[split] + size < 2 * quota]
-        split = fits[0] if fits else "train"
+        split: str = fits[0] if fits else "train"
         splits[split] += groups[group]
         filled[split] += size
     for split in ("test", "validation"):  # few, large groups: the smallest that is left will do

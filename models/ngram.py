@@ -11,6 +11,7 @@ import hashlib
 import zipfile
 import zlib
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +31,8 @@ class NGramError(ValueError):
 
 
 class NGramCounts(NamedTuple):
-    """What is counted and saved; everything else follows from it. C contexts, E n-grams; the trie is described in `kernels.ngram`.
+    """What is counted and saved; everything else follows from it. C contexts, E n-grams; the trie is described in
+    `kernels.ngram`.
 
     :param parents: (C,) int32 the context without its oldest token; parents[0] = 0 is the empty one
     :param tokens: (C,) int32 its oldest token; `vocab_size` stands for the beginning of a text
@@ -89,7 +91,8 @@ class NGram:
         return cls(order, vocab_size, _count(tokens, tokens, depth, order, vocab_size))
 
     def distill(self, tokens: np.ndarray, target_argmax: np.ndarray) -> "NGram":
-        """The same contexts labelled with a target's choice in place of the text's next token: a drafter that says what the target says.
+        """The same contexts labelled with a target's choice in place of the text's next token: a drafter that says what the
+        target says.
 
         :param tokens: (N,) training text
         :param target_argmax: (N,) the target's likeliest token after tokens[: i + 1]
@@ -173,7 +176,7 @@ class NGram:
             "raw": _narrow(counts.raw),
         }
         with atomic_write(path) as temporary, open(temporary, "wb") as file:
-            np.savez_compressed(file, tdraft_ngram=np.array([SCHEMA, self.order, self.vocab_size]), **arrays)
+            np.savez_compressed(file, allow_pickle=False, tdraft_ngram=np.array([SCHEMA, self.order, self.vocab_size]), **arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> "NGram":
@@ -201,7 +204,7 @@ class NGram:
 
     def _adjusted_by_level(self, levels: np.ndarray) -> list[np.ndarray]:
         borders = self.counts.entry_start[np.searchsorted(levels, np.arange(self.order + 1))]
-        return [self._adjusted[a:b] for a, b in zip(borders, borders[1:])]
+        return [self._adjusted[a:b] for a, b in pairwise(borders)]
 
 
 _SAVED = ("parents", "tokens", "entry_sizes", "entry_tokens", "raw")

@@ -195,7 +195,7 @@ def slug(name: str) -> str:
 
 
 def regimes(name: str, cost: CostModel) -> dict[str, CostModel]:
-    """Cost regimes: the measured one, and draft tokens at a tenth and three tenths of a step for the drafter that costs nothing."""
+    """The measured costs, and draft tokens at a tenth and three tenths of a step for the drafter that costs nothing."""
     found = {"measured": cost}
     if name == "distilled 6-gram":
         found |= {f"draft={price:g}": cost.with_draft(price) for price in (0.1, 0.3)}

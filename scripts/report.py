@@ -101,11 +101,11 @@ def markdown(report: dict[str, Any]) -> str:
     first = report["sections"][0]
     target = first["target"]
     parts += [
-        f"Target: {target['params'] / 1e6:.2f} M parameters, {target['bits_per_byte']:.3f} bits/byte on the test split; the 6-gram "
-        f"modified Kneser-Ney has {target['ngram_bits_per_byte']:.3f}. {first['contexts']} test contexts, corpus "
+        f"Target: {target['params'] / 1e6:.2f} M parameters, {target['bits_per_byte']:.3f} bits/byte on the test split; the "
+        f"6-gram modified Kneser-Ney has {target['ngram_bits_per_byte']:.3f}. {first['contexts']} test contexts, corpus "
         f"`{report['corpus']['name']}` ({report['corpus']['hash'][:12]}). Speed-ups are ratios of sums; intervals are a paired "
-        "bootstrap over contexts. Learned policies are trained by `learn()` from rewards on contexts of their own; baselines are tuned, and "
-        "learned policies chosen, on the validation contexts.",
+        "bootstrap over contexts. Learned policies are trained by `learn()` from rewards on contexts of their own; "
+        "baselines are tuned, and learned policies chosen, on the validation contexts.",
         "",
         summary(report),
         "",
@@ -116,8 +116,8 @@ def markdown(report: dict[str, Any]) -> str:
         parts += [
             f"## {title(s)}",
             "",
-            f"Plain step {1e3 * cost['unit_seconds']:.2f} ms; a draft token {cost['draft']:.4f} of it; {curve}. Repetition rate of the text "
-            f"{100 * s['repetition_rate']:.0f}%. Near ties (margin below 1e-4): {s['near_ties']}.",
+            f"Plain step {1e3 * cost['unit_seconds']:.2f} ms; a draft token {cost['draft']:.4f} of it; {curve}. "
+            f"Repetition rate of the text {100 * s['repetition_rate']:.0f}%. Near ties (margin below 1e-4): {s['near_ties']}.",
             "",
             table(s),
             "",

@@ -107,9 +107,7 @@ def train_one(kind: type, options: TrainOptions, settings: dict[str, Any], seed:
 
     began, before = time.perf_counter(), agent.num_timesteps
     remaining = max(0, options.timesteps - before)
-    agent.learn(
-        remaining, callback=callback, log_dir=folder, progress_bar=True, log_every=max(1, options.timesteps // 100)
-    )
+    agent.learn(remaining, callback=callback, log_dir=folder, progress_bar=True, log_every=max(1, options.timesteps // 100))
     agent.save(path)
     env.close()
     seconds = time.perf_counter() - began

@@ -113,8 +113,8 @@ def test_sampled_drafts_follow_the_target_and_refuse_to_be_dropped(target, draft
 
 @pytest.mark.slow
 def test_first_token_under_sampled_drafts_has_the_targets_law(target, drafters):
-    """4000 runs with independent noise: chi-square of the first two tokens' joint counts, 35 degrees of freedom; the 99.9% point is
-    66.6. The exact enumeration is in test_verification.py; this one sees the decoder's plumbing."""
+    """4000 runs with independent noise: chi-square of the first two tokens' joint counts, 35 degrees of freedom; the 99.9% point
+    is 66.6. The exact enumeration is in test_verification.py; this one sees the decoder's plumbing."""
     import torch
 
     runs = 4000

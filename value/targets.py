@@ -41,7 +41,7 @@ def sarsa_error(q_tm1, a_tm1, r_t, discount_t, q_t, a_t):
 
 @njit(inline="always")
 def expected_value(q_t, epsilon):
-    """Mean of q_t (A,) under its own epsilon-greedy policy; greedy ties have equal values, so how they are broken is no matter."""
+    """Mean of q_t (A,) under its own epsilon-greedy policy; how ties are broken is no matter, as tied values are equal."""
     total = 0.0
     for a in range(len(q_t)):
         total += q_t[a]
@@ -61,8 +61,8 @@ def expected_sarsa_error(q_tm1, a_tm1, r_t, discount_t, q_t, epsilon):
 def average_reward_error(q_tm1, a_tm1, r_t, duration_t, rho, q_t):
     """Semi-Markov average-reward TD error: r - rho * duration + max_a q'(a) - q(a_tm1).
 
-    With all durations 1 it is differential Q-learning's (Wan, Naik & Sutton 2021, eq. 5); with them it is that of SMART (Das et al.
-    1999). The same error, times a step size, updates rho.
+    With all durations 1 it is differential Q-learning's (Wan, Naik & Sutton 2021, eq. 5); with them it is that of SMART (Das et
+    al. 1999). The same error, times a step size, updates rho.
 
     :param duration_t: sojourn time of the transition
     :param rho: estimate of the reward per unit of time

@@ -1,8 +1,8 @@
 """Tile coding over chosen dimensions, with bin edges that may be uneven (Sutton & Barto sec. 9.5.4).
 
-A tiling cuts one to a few dimensions of the observation at given edges; an observation falls into exactly one of its tiles. A value
-function is a sum of one weight a tiling. Tilings over different subsets of dimensions give an additive model, tilings over the same
-dimensions with shifted edges the classic one.
+A tiling cuts one to a few dimensions of the observation at given edges; an observation falls into exactly one of its tiles. A
+value function is a sum of one weight a tiling. Tilings over different subsets of dimensions give an additive model, tilings over
+the same dimensions with shifted edges the classic one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numba import njit
+from numpy.typing import ArrayLike
 
 MAX_FEATURES = 1 << 26
 
@@ -31,8 +32,9 @@ class TileCoding(NamedTuple):
         return int(self.offsets[-1])
 
 
-def tile_coding(tilings: Sequence[Mapping[int, Sequence[float]]]) -> TileCoding:
-    """Tilings from a list of {dimension: increasing bin edges}; n edges make n + 1 bins, a value on an edge lies in the upper one.
+def tile_coding(tilings: Sequence[Mapping[int, ArrayLike]]) -> TileCoding:
+    """Tilings from a list of {dimension: increasing bin edges}; n edges make n + 1 bins, a value on an edge lies in the upper
+    one.
 
     :param tilings: for example `[{0: (0.5,)}, {0: (0.2, 0.8), 3: (0.1, 0.5)}]`: 2 + 3 * 3 tiles
     :raises ValueError: no tilings, edges that do not increase or are not finite, or more than 2**26 tiles
@@ -40,7 +42,7 @@ def tile_coding(tilings: Sequence[Mapping[int, Sequence[float]]]) -> TileCoding:
     if not tilings or not all(tilings):
         raise ValueError(f"tile coding needs at least one tiling, each over at least one dimension, got {tilings}")
     width = max(len(t) for t in tilings)
-    depth = max(len(e) for t in tilings for e in t.values())
+    depth = max(np.size(e) for t in tilings for e in t.values())
     dims = np.full((len(tilings), width), -1, np.int64)
     edges = np.full((len(tilings), width, max(depth, 1)), np.nan)
     strides = np.zeros((len(tilings), width), np.int64)
@@ -57,7 +59,9 @@ def tile_coding(tilings: Sequence[Mapping[int, Sequence[float]]]) -> TileCoding:
             size *= len(cuts) + 1
         offsets[t + 1] = offsets[t] + size
         if offsets[t + 1] > MAX_FEATURES:
-            raise ValueError(f"{offsets[t + 1]:,} tiles are more than {MAX_FEATURES:,}: use fewer edges, or fewer dimensions a tiling")
+            raise ValueError(
+                f"{offsets[t + 1]:,} tiles are more than {MAX_FEATURES:,}: use fewer edges, or fewer dimensions a tiling"
+            )
     return TileCoding(dims, edges, strides, offsets)
 
 
@@ -69,7 +73,11 @@ def uniform_tiles(low, high, *, bins: int = 8, tilings: int = 8) -> TileCoding:
     :param tilings: copies, best a power of two and at least 4 * D
     """
     low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
-    if low.shape != high.shape or low.ndim != 1 or not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
+    if (
+        low.shape != high.shape
+        or low.ndim != 1
+        or not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all())
+    ):
         raise ValueError(f"tiles need finite bounds with low < high, got {low.tolist()} and {high.tolist()}")
     if bins < 1 or tilings < 1:
         raise ValueError(f"bins and tilings must be at least 1, got {bins} and {tilings}")

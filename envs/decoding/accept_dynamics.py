@@ -12,7 +12,21 @@ from numba import njit
 from tdraft.kernels import acceptance as rule
 from tdraft.kernels.rng import randint, uniform
 
-FIELDS = ("ratio", "p", "q", "entropy_p", "entropy_q", "overlap", "kl", "excess", "next_overlap", "index", "left", "remaining", "budget")
+FIELDS = (
+    "ratio",
+    "p",
+    "q",
+    "entropy_p",
+    "entropy_q",
+    "overlap",
+    "kl",
+    "excess",
+    "next_overlap",
+    "index",
+    "left",
+    "remaining",
+    "budget",
+)
 EXACT = 0
 TEXT, POSITION, INDEX, DRAFTED = range(4)
 # Edges of the discrete observation's bins.

@@ -173,6 +173,7 @@ class DraftEnv(gym.Env):
 
     def _tokens(self) -> np.ndarray:
         """The last three tokens, newest first: drafted ones and the text before them, (3,) int64."""
+        assert isinstance(self.source, Replay)
         trace, (c, n) = self.source.trace, self.params.cursor[:2].astype(int)
         drafted = int(self.params.obs[ob.DRAFTED])
         text = np.concatenate([trace.before[c], trace.tokens[c, :n]])

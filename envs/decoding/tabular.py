@@ -86,7 +86,8 @@ class TabularDraft(gym.ObservationWrapper):
             if np.any(np.diff(e) <= 0) or np.any(e <= 0) or np.any(e >= 1):
                 raise ValueError(f"bin edges must increase within (0, 1), got {e.tolist()}")
         self.draft = draft
-        self.grid = Grid(*edges, draft.params.max_drafted)
+        acceptance, survival, belief = edges
+        self.grid = Grid(acceptance, survival, belief, draft.params.max_drafted)
         self.observation_space = spaces.Discrete(self.grid.n_states)
 
     def observation(self, observation):

@@ -3,6 +3,7 @@
 from functools import lru_cache
 
 import gymnasium as gym
+from gymnasium.utils.seeding import np_random
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
@@ -13,7 +14,7 @@ from tdraft.envs.compiled import env_rng
 from tdraft.models.decoding import observation as ob
 
 from .draft import DraftEnv
-from .dynamics import CURSOR_SIZE, Dynamics, DraftParams
+from .dynamics import CURSOR_SIZE, DraftParams, Dynamics
 
 
 @lru_cache
@@ -95,7 +96,7 @@ class DraftVectorEnv(gym.vector.VectorEnv):
             seeds = [None if seed is None else seed + i for i in range(self.num_envs)] if not isinstance(seed, list) else seed
             states = []
             for one in seeds:
-                generator, _ = gym.utils.seeding.np_random(one)
+                generator, _ = np_random(one)
                 states.append(env_rng(generator))
             self._rngs = np.array(states)
         self._cursors[:] = 0.0

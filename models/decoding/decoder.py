@@ -18,7 +18,7 @@ from tdraft.kernels.rng import keyed_uniform
 
 from ..language_model import LanguageModel
 from . import observation as ob
-from .drafters import Drafter, NGramDrafter, distribution_entropy
+from .drafters import Drafter, NGramDrafter, Proposal, distribution_entropy
 from .fast_path import make_ngram_round, observe_token
 from .policy import DraftPolicy
 from .sampling import Sampling
@@ -140,12 +140,14 @@ class Session:
             self.drafter.draw(token)
             self._draft_probs.append(q)
             positive = q[q > 0]
-            features = (float(q[token]), float(-(positive * np.log(positive)).sum()), 0.0, 0.0)
+            proposal = Proposal(token, float(q[token]), float(-(positive * np.log(positive)).sum()), 0.0, 0.0)
         else:
-            token, *features = self.drafter.propose()
+            proposal = self.drafter.propose()
+            token = proposal.token
         drafted = perf_counter()
         before, previous = (self._recent + self.drafts)[-2:]
-        observe_token(self.obs, self.calibration, *features, token, previous, before, self._active)
+        _, confidence, entropy, order, log_count = proposal
+        observe_token(self.obs, self.calibration, confidence, entropy, order, log_count, token, previous, before, self._active)
         self.drafts.append(token)
         self.account.drafted += 1
         self.account.draft_seconds += drafted - start

@@ -61,7 +61,7 @@ class NGramDrafter:
 
     def propose(self) -> Proposal:
         token, confidence, entropy, order, count = ngram_draft(self.tables, self.buffer, self.length + self.drafted)
-        self.draw(token)
+        self.draw(int(token))
         return Proposal(int(token), confidence, entropy, order, np.log1p(count))
 
     def draw(self, token: int) -> None:

@@ -1,7 +1,7 @@
 """A round's decisions in compiled code, with the functions that the simulator and the traces call.
 
-With an n-gram drafter a whole round of drafting is one compiled call; with any other drafter each token's observation and decision
-are. A policy that is no `DraftPolicy` takes the plain path of `Session`, which decides the same.
+With an n-gram drafter a whole round of drafting is one compiled call; with any other drafter each token's observation and
+decision are. A policy that is no `DraftPolicy` takes the plain path of `Session`, which decides the same.
 """
 
 from functools import lru_cache

@@ -22,8 +22,8 @@ from .verification import choose
 def draft_tree(n_tokens: int, depth: int) -> np.ndarray:
     """Parents (N + N * K,) of the tree that holds a text and, at each of its N positions, a draft of K tokens.
 
-    Node n < N is the token *before* position n, so that the logits there judge position n; node N + k * N + n is the k-th (from 0)
-    drafted token at position n.
+    Node n < N is the token *before* position n, so that the logits there judge position n; node N + k * N + n is the k-th (from
+    0) drafted token at position n.
     """
     return np.concatenate([np.arange(-1, n_tokens - 1)] + [np.arange(n_tokens) + k * n_tokens for k in range(depth)])
 
