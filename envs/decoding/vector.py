@@ -3,9 +3,9 @@
 from functools import lru_cache
 
 import gymnasium as gym
-from gymnasium.utils.seeding import np_random
 import numpy as np
 from gymnasium import spaces
+from gymnasium.utils.seeding import np_random
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numba import njit
