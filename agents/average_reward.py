@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
+from tdraft.kernels.jit import lean
 from tdraft.value.targets import average_reward_error
 
 from .settings import StepSettings, check, step_size
@@ -20,7 +20,7 @@ class AverageRewardLearner(NamedTuple):
     eta: float  # step size of rho as a multiple of alpha
 
 
-@njit(inline="always")
+@lean
 def improve(learner, reward, duration, obs):
     """delta = r - rho * duration + max_b q[s', b] - q[s, a];  q[s, a] += alpha * delta;  rho += eta * alpha * delta."""
     table, rate = learner.table, learner.rate
@@ -30,7 +30,7 @@ def improve(learner, reward, duration, obs):
     update(table, s, a, error)
 
 
-@njit(inline="always")
+@lean
 def average_reward_begin(learner, obs, rng):
     """The first action of an episode; the transition that ended the one before leads here.
 
@@ -42,7 +42,7 @@ def average_reward_begin(learner, obs, rng):
     return remember(learner.table, obs, act(learner.table, obs, rng))
 
 
-@njit(inline="always")
+@lean
 def average_reward_step(learner, reward, discount, obs, duration, rng):
     """Learn from the transition, or, where the episode terminated (discount 0), keep it for the next `begin`.
 

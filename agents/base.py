@@ -254,7 +254,7 @@ class Agent(ABC):
             interpreted_loop(self.env, self, self.gamma, steps, self.standing, seed)
             return
         params, reset, step, limit, _ = self.compiled
-        loop = training_loop(reset, step, self.begin_rule, self.step_rule)
+        loop = training_loop(reset, step, self.begin_rule, self.step_rule, isinstance(self._obs, np.ndarray))
         self._obs = loop(params, self.learner, self.gamma, steps, limit, self.env_rng, self.rng, self._obs, self.standing)
 
     def statistics(self) -> dict[str, float]:

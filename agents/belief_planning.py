@@ -27,6 +27,7 @@ import numpy as np
 from numba import njit
 
 from tdraft.envs.decoding.sources import Difficulty
+from tdraft.kernels.jit import lean
 from tdraft.models.decoding import observation as ob
 from tdraft.models.decoding.cost import CostModel
 from tdraft.models.decoding.policy import DraftPolicy
@@ -184,13 +185,13 @@ def _fill_tree(easy, hard, acceptance, parent, last, tree):
         tree.level[k + 2] = size
 
 
-@njit(inline="always")
+@lean
 def _posterior(belief, easy, hard):
     total = belief * easy + (1.0 - belief) * hard
     return belief * easy / total if total > 0.0 else belief
 
 
-@njit(inline="always")
+@lean
 def _place(grid, belief):
     """(i, weight of i + 1) of a belief on an even grid; the ends beyond it."""
     if len(grid) == 1:
@@ -200,7 +201,7 @@ def _place(grid, belief):
     return i, min(max(x - i, 0.0), 1.0)
 
 
-@njit(inline="always")
+@lean
 def _next_value(problem, grid, h, belief):
     i, w = _place(grid, belief * problem.transition[0, 0] + (1.0 - belief) * problem.transition[1, 0])
     return h[i] + w * (h[i + 1] - h[i]) if w > 0.0 else h[i]

@@ -20,7 +20,8 @@ def play(source: Source, policy: DraftPolicy, *, texts: int, cost: CostModel | N
     """
     params = draft_params(source.arrays, source.calibration, cost or source.cost, source.n_tokens, 1.0, False)
     counts = np.zeros((texts, N_COUNTS))
-    make_rollout(source.dynamics, policy.decide)(params, policy.params, policy.memory.copy(), counts, seed_state(seed))
+    rollout = make_rollout(source.dynamics, policy.decide)
+    rollout(params, policy.params, policy.memory, policy.memory.copy(), counts, seed_state(seed))
     return counts
 
 

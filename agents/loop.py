@@ -7,6 +7,8 @@ import gymnasium as gym
 import numpy as np
 from numba import njit
 
+from tdraft.kernels.jit import lean
+
 RECENT = 100  # episodes that the running means cover, as in Stable-Baselines3
 
 
@@ -23,13 +25,15 @@ def new_standing() -> Standing:
 
 
 @lru_cache(maxsize=256)
-def training_loop(env_reset, env_step, begin, step):
+def training_loop(env_reset, env_step, begin, step, vector: bool):
     """The loop for one env and one agent, compiled at its first call; `.py_func` is its interpreted twin, bit for bit.
 
+    :param vector: the observation is an array, which env_step returns
     :return: `loop(env, learner, gamma, steps, limit, env_rng, rng, obs, standing) -> obs`
     """
+    compiler = njit if vector else lean
 
-    @njit
+    @compiler
     def loop(env, learner, gamma, steps, limit, env_rng, rng, obs, standing):
         counts = standing.counts
         inside, elapsed, action, episodes = counts[0], counts[1], counts[2], counts[3]

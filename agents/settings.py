@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
-from numba import njit
+from tdraft.kernels.jit import lean
 
 
 class SettingsError(ValueError):
@@ -86,13 +86,13 @@ class Schedule(NamedTuple):
     average_start: float  # step from which the values are averaged, inf for never
 
 
-@njit(inline="always")
+@lean
 def step_size(schedule, now):
     """alpha at step `now`."""
     return schedule.alpha + schedule.alpha_change * min(1.0, now * schedule.rate)
 
 
-@njit(inline="always")
+@lean
 def exploration(schedule, now):
     """epsilon at step `now`."""
     return schedule.epsilon + schedule.epsilon_change * min(1.0, now * schedule.rate)

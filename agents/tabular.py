@@ -7,6 +7,7 @@ import numpy as np
 from gymnasium import spaces
 from numba import njit
 
+from tdraft.kernels.jit import lean
 from tdraft.value.tables import accumulate, average, epsilon_greedy, first_greedy
 from tdraft.value.targets import expected_sarsa_error, q_learning_error, sarsa_error
 
@@ -26,19 +27,19 @@ class TableLearner(NamedTuple):
     schedule: Schedule
 
 
-@njit(inline="always")
+@lean
 def act(learner, obs, rng):
     """Epsilon-greedy action at obs."""
     return epsilon_greedy(learner.q[obs], exploration(learner.schedule, learner.clock[0]), rng)
 
 
-@njit(inline="always")
+@lean
 def remember(learner, obs, action):
     learner.last[0], learner.last[1] = obs, action
     return action
 
 
-@njit(inline="always")
+@lean
 def update(learner, s, a, error):
     """q[s, a] += alpha * error, and time goes on."""
     now = learner.clock[0]
@@ -49,13 +50,13 @@ def update(learner, s, a, error):
     learner.error[0] += abs(error)
 
 
-@njit(inline="always")
+@lean
 def begin(learner, obs, rng):
     """The first action of an episode."""
     return remember(learner, obs, act(learner, obs, rng))
 
 
-@njit(inline="always")
+@lean
 def q_learning_step(learner, reward, discount, obs, duration, rng):
     """q[s, a] += alpha * (r + discount * max_b q[s', b] - q[s, a])   (Watkins 1989; Sutton & Barto eq. 6.8)."""
     s, a = learner.last[0], learner.last[1]
@@ -63,7 +64,7 @@ def q_learning_step(learner, reward, discount, obs, duration, rng):
     return begin(learner, obs, rng)
 
 
-@njit(inline="always")
+@lean
 def sarsa_step(learner, reward, discount, obs, duration, rng):
     """q[s, a] += alpha * (r + discount * q[s', a'] - q[s, a])   (Rummery & Niranjan 1994; Sutton & Barto eq. 6.7)."""
     s, a = learner.last[0], learner.last[1]
@@ -72,7 +73,7 @@ def sarsa_step(learner, reward, discount, obs, duration, rng):
     return remember(learner, obs, action)
 
 
-@njit(inline="always")
+@lean
 def expected_sarsa_step(learner, reward, discount, obs, duration, rng):
     """q[s, a] += alpha * (r + discount * sum_b pi(b) q[s', b] - q[s, a])   (Sutton & Barto eq. 6.9)."""
     s, a = learner.last[0], learner.last[1]

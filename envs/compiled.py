@@ -12,8 +12,8 @@ import numpy as np
 from gymnasium.envs.toy_text import CliffWalkingEnv, FrozenLakeEnv, TaxiEnv
 from gymnasium.utils.seeding import np_random
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
-from numba import njit
 
+from tdraft.kernels.jit import lean
 from tdraft.kernels.rng import seed_state, uniform
 
 PASS_THROUGH = (TimeLimit, OrderEnforcing, PassiveEnvChecker)
@@ -95,7 +95,7 @@ class Table(NamedTuple):
     start: np.ndarray  # (S,) cumulated probabilities of the first state
 
 
-@njit(inline="always")
+@lean
 def draw(cumulative, rng):
     """The first index whose cumulated probability exceeds a uniform draw, else 0: Gymnasium's categorical_sample, bit for bit."""
     u, index = uniform(rng), 0
@@ -104,12 +104,12 @@ def draw(cumulative, rng):
     return index if index < len(cumulative) else 0
 
 
-@njit(inline="always")
+@lean
 def table_reset(params, rng):
     return draw(params.start, rng)
 
 
-@njit(inline="always")
+@lean
 def table_step(params, obs, action, rng):
     outcome = draw(params.cumulative[obs, action], rng)
     return (

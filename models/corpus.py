@@ -258,6 +258,7 @@ def _builtin_docs() -> Iterator[Document]:
         except ImportError:
             continue
         for name, member in sorted(vars(module).items()):
+            member = getattr(module, f"__{name}__", member)  # a hook of sys that a program may have replaced
             text = "\n\n".join(_member_docs(name, member))
             if text and not name.startswith("__"):
                 group = f"builtin {name}" if module_name == "builtins" else _group(module_name)

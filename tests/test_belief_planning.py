@@ -35,7 +35,9 @@ def simulate(difficulty, cost, policy: DraftPolicy, n_tokens: int, texts: int, s
     """(tokens per unit of time, its standard error)."""
     params = draft_params(difficulty, simulator_calibration(difficulty), cost, n_tokens, 1.0, False)
     counts = np.zeros((texts, N_COUNTS))
-    make_rollout(simulator_dynamics(), policy.decide)(params, policy.params, policy.memory.copy(), counts, seed_state(seed))
+    make_rollout(simulator_dynamics(), policy.decide)(
+        params, policy.params, policy.memory, policy.memory.copy(), counts, seed_state(seed)
+    )
     rate = counts[:, TOKENS].sum() / counts[:, TIME].sum()
     return rate, (counts[:, TOKENS] - rate * counts[:, TIME]).std() / np.sqrt(texts) / counts[:, TIME].mean()
 

@@ -1,11 +1,10 @@
 """Tables of action values inside compiled loops: epsilon-greedy choice and averages of entries over time."""
 
-from numba import njit
-
+from tdraft.kernels.jit import lean
 from tdraft.kernels.rng import randint, uniform
 
 
-@njit(inline="always")
+@lean
 def greedy(q, rng):
     """Index of the largest entry of q (A,), ties broken uniformly at random (one draw, only where there is a tie)."""
     best, action, ties = q[0], 0, 1
@@ -25,7 +24,7 @@ def greedy(q, rng):
     return action
 
 
-@njit(inline="always")
+@lean
 def epsilon_greedy(q, epsilon, rng):
     """Uniformly random with probability epsilon, else greedy with random ties.
 
@@ -41,7 +40,7 @@ def epsilon_greedy(q, epsilon, rng):
     return action
 
 
-@njit(inline="always")
+@lean
 def first_greedy(q):
     """Index of the largest entry of q (A,), the lowest where there are ties: no random numbers, for serving."""
     best, action = q[0], 0
@@ -51,7 +50,7 @@ def first_greedy(q):
     return action
 
 
-@njit(inline="always")
+@lean
 def accumulate(total, since, table, i, j, now, start):
     """Bring the time integral of table[i, j] since `start` up to `now`; call it before the entry changes.
 

@@ -4,10 +4,10 @@ Notation as in rlax: `_tm1` is the time before the transition and `_t` the time 
 episode terminated. Each function runs in Python and inside Numba loops; `.py_func` is the plain Python body.
 """
 
-from numba import njit
+from tdraft.kernels.jit import lean
 
 
-@njit(inline="always")
+@lean
 def largest(q_t):
     """The largest entry of q_t (A,)."""
     best = q_t[0]
@@ -16,7 +16,7 @@ def largest(q_t):
     return best
 
 
-@njit(inline="always")
+@lean
 def q_learning_error(q_tm1, a_tm1, r_t, discount_t, q_t):
     """Q-learning TD error: r + discount * max_a q'(a) - q(a_tm1)   (Watkins 1989; Sutton & Barto eq. 6.8).
 
@@ -30,7 +30,7 @@ def q_learning_error(q_tm1, a_tm1, r_t, discount_t, q_t):
     return r_t + discount_t * largest(q_t) - q_tm1[a_tm1]
 
 
-@njit(inline="always")
+@lean
 def sarsa_error(q_tm1, a_tm1, r_t, discount_t, q_t, a_t):
     """Sarsa TD error: r + discount * q'(a_t) - q(a_tm1)   (Rummery & Niranjan 1994; Sutton & Barto eq. 6.7).
 
@@ -39,7 +39,7 @@ def sarsa_error(q_tm1, a_tm1, r_t, discount_t, q_t, a_t):
     return r_t + discount_t * q_t[a_t] - q_tm1[a_tm1]
 
 
-@njit(inline="always")
+@lean
 def expected_value(q_t, epsilon):
     """Mean of q_t (A,) under its own epsilon-greedy policy; how ties are broken is no matter, as tied values are equal."""
     total = 0.0
@@ -48,7 +48,7 @@ def expected_value(q_t, epsilon):
     return epsilon * total / len(q_t) + (1.0 - epsilon) * largest(q_t)
 
 
-@njit(inline="always")
+@lean
 def expected_sarsa_error(q_tm1, a_tm1, r_t, discount_t, q_t, epsilon):
     """Expected Sarsa TD error: r + discount * sum_a pi(a) q'(a) - q(a_tm1), pi epsilon-greedy   (Sutton & Barto eq. 6.9).
 
@@ -57,7 +57,7 @@ def expected_sarsa_error(q_tm1, a_tm1, r_t, discount_t, q_t, epsilon):
     return r_t + discount_t * expected_value(q_t, epsilon) - q_tm1[a_tm1]
 
 
-@njit(inline="always")
+@lean
 def average_reward_error(q_tm1, a_tm1, r_t, duration_t, rho, q_t):
     """Semi-Markov average-reward TD error: r - rho * duration + max_a q'(a) - q(a_tm1).
 

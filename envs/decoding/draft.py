@@ -138,14 +138,14 @@ class DraftEnv(gym.Env):
         """The same process for the compiled training loop; None where tokens are observed."""
         if self.observe == "tokens":
             return None
-        reset, step = self.source.dynamics
-        return CompiledEnv(self.params, reset, step, mutable=("obs", "cursor", "outcome"))
+        dynamics = self.source.dynamics
+        return CompiledEnv(self.params, dynamics.reset, dynamics.step, mutable=("obs", "cursor", "outcome"))
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         super().reset(seed=seed)
         if seed is not None or not self._rng.any():
             self._rng = env_rng(self.np_random)
-        self.source.dynamics.reset(self.params, self._rng)
+        self.source.dynamics.begin(self.params, self._rng)
         self._line = ""
         return self._observe(), {}
 
@@ -155,7 +155,7 @@ class DraftEnv(gym.Env):
         if not self.action_space.contains(action) and not (isinstance(action, int | np.integer) and 0 <= action < ob.N_ACTIONS):
             raise ValueError(f"action must be 0 (verify), 1 (draft) or 2 (verify without the newest), got {action!r}")
         drafted = self.params.obs[ob.DRAFTED]
-        _, reward, terminated, duration = self.source.dynamics.step(self.params, self.params.obs, int(action), self._rng)
+        reward, terminated, duration = self.source.dynamics.act(self.params, int(action), self._rng)
         info = {"duration": duration, "seconds": duration * self.source.cost.unit_seconds, "tokens": 0, "accepted": 0}
         if self.params.obs[ob.DRAFTED] <= drafted:
             info["tokens"], info["accepted"] = (int(x) for x in self.params.outcome)

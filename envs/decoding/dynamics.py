@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
+from tdraft.kernels.jit import lean
 from tdraft.models.decoding import observation as ob
 from tdraft.models.decoding.cost import CostModel
 
@@ -63,32 +64,33 @@ def draft_params(source, calibration, cost: CostModel, n_tokens: int, rho: float
 
 
 class Dynamics(NamedTuple):
-    """The two compiled functions of an env: `reset(params, rng) -> obs`, `step(params, obs, action, rng)`."""
+    """The compiled functions of an env. The observation is `params.obs`; `reset` and `step` return it as `CompiledEnv` asks."""
 
-    reset: Any
-    step: Any
+    begin: Any  # (params, rng): a text begins
+    act: Any  # (params, action, rng) -> (reward, terminated, duration)
+    reset: Any  # (params, rng) -> obs
+    step: Any  # (params, obs, action, rng) -> (obs, reward, terminated, duration)
 
 
 @lru_cache
-def make_dynamics(begin, start, propose, finish) -> Dynamics:
+def make_dynamics(begin_text, start, propose, finish) -> Dynamics:
     """The compiled reset and step of Draft-v0 over one kind of source."""
 
-    @njit
+    @lean
     def begin_round(params, rng):
         cursor = params.cursor
         cursor[ACCEPTED], cursor[ALIVE], cursor[TRUE_SURVIVAL] = 0.0, 1.0, 1.0
         cursor[TRUE_EXPECTED], cursor[TRUE_BEFORE] = 0.0, 0.0
         ob.begin_round(params.obs, start(params.source, cursor, rng), params.n_tokens - cursor[POSITION])
 
-    @njit
-    def reset(params, rng):
-        begin(params.source, params.cursor, rng)
+    @lean
+    def begin(params, rng):
+        begin_text(params.source, params.cursor, rng)
         params.cursor[POSITION] = 0.0
         ob.begin_text(params.obs, params.calibration)
         begin_round(params, rng)
-        return params.obs
 
-    @njit
+    @lean
     def draft_token(params, k, rng):
         cursor = params.cursor
         confidence, entropy, order, log_count, acceptance, probability, hit = propose(params.source, cursor, k, rng)
@@ -102,13 +104,13 @@ def make_dynamics(begin, start, propose, finish) -> Dynamics:
         if k + 1 < params.n_tokens - cursor[POSITION]:
             cursor[TRUE_EXPECTED] += cursor[TRUE_SURVIVAL]
 
-    @njit
-    def step(params, obs, action, rng):
-        cursor = params.cursor
+    @lean
+    def act(params, action, rng):
+        cursor, obs = params.cursor, params.obs
         drafted = int(obs[ob.DRAFTED])
         if action == ob.DRAFT and drafted < params.max_drafted:
             draft_token(params, drafted, rng)
-            return obs, -params.draft, False, params.draft
+            return -params.draft, False, params.draft
         dropped = action == ob.DROP and drafted > 0
         verified = drafted - 1 if dropped else drafted
         remaining = params.n_tokens - int(cursor[POSITION])
@@ -123,31 +125,43 @@ def make_dynamics(begin, start, propose, finish) -> Dynamics:
         finish(params.source, cursor, accepted, tokens, rng)
         cursor[POSITION] += tokens
         begin_round(params, rng)
-        return obs, gained / params.rho - time, cursor[POSITION] >= params.n_tokens, time
+        return gained / params.rho - time, cursor[POSITION] >= params.n_tokens, time
 
-    return Dynamics(reset, step)
+    @njit
+    def reset(params, rng):
+        begin(params, rng)
+        return params.obs
+
+    @njit
+    def step(params, obs, action, rng):
+        reward, terminated, duration = act(params, action, rng)
+        return params.obs, reward, terminated, duration
+
+    return Dynamics(begin, act, reset, step)
 
 
 @lru_cache
 def make_rollout(dynamics: Dynamics, decide):
     """Compiled evaluation: play the texts in order, one a row of counts, under a policy.
 
-    :return: `rollout(params, policy_params, memory, counts, rng)`, which fills counts (n_texts, N_COUNTS)
+    :return: `rollout(params, policy_params, start, memory, counts, rng)`, which fills counts (n_texts, N_COUNTS); `start` is the
+        policy's memory at the start of a text, `memory` room for it
     """
-    reset, step = dynamics.reset, dynamics.step
+    begin, act = dynamics.begin, dynamics.act
 
-    @njit
-    def rollout(params, policy_params, memory, counts, rng):
-        start = memory.copy()
+    @lean
+    def rollout(params, policy_params, start, memory, counts, rng):
+        obs = params.obs
         for row in range(len(counts)):
             params.cursor[TEXT] = row - 1
-            memory[:] = start
-            obs = reset(params, rng)
+            for i in range(len(start)):
+                memory[i] = start[i]
+            begin(params, rng)
             done = False
             while not done:
                 action = decide(policy_params, memory, obs)
                 drafted = obs[ob.DRAFTED]
-                obs, _, done, time = step(params, obs, action, rng)
+                _, done, time = act(params, action, rng)
                 counts[row, DECISIONS] += 1
                 counts[row, TIME] += time
                 if obs[ob.DRAFTED] > drafted:
@@ -156,6 +170,5 @@ def make_rollout(dynamics: Dynamics, decide):
                     counts[row, CALLS] += 1
                     counts[row, TOKENS] += params.outcome[0]
                     counts[row, ACCEPTED_TOKENS] += params.outcome[1]
-        memory[:] = start
 
     return rollout

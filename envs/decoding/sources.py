@@ -3,8 +3,8 @@
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from tdraft.kernels.jit import lean
 from tdraft.kernels.rng import randint, uniform
 from tdraft.models.decoding.calibration import predict
 from tdraft.models.decoding.observation import Calibration
@@ -30,7 +30,7 @@ def trace_source(trace: Trace, calibration: Calibration, *, shuffle: bool) -> Tr
     return TraceSource(trace.features, acceptance, trace.target_prob, trace.accepted, trace.target_entropy, shuffle)
 
 
-@njit
+@lean
 def _begin_trace(source, cursor, rng):
     contexts = source.accepted.shape[0]
     if source.shuffle:
@@ -39,13 +39,13 @@ def _begin_trace(source, cursor, rng):
         cursor[TEXT] = (int(cursor[TEXT]) + 1) % contexts
 
 
-@njit
+@lean
 def _start_trace(source, cursor, rng):
     last = source.accepted.shape[1] - 1
     return source.target_entropy[int(cursor[TEXT]), min(int(cursor[POSITION]), last)]
 
 
-@njit
+@lean
 def _propose_trace(source, cursor, k, rng):
     c, n = int(cursor[TEXT]), int(cursor[POSITION])
     f = source.features[c, n, k]
@@ -53,7 +53,7 @@ def _propose_trace(source, cursor, k, rng):
     return f[0], f[1], f[2], f[3], source.acceptance[c, n, k], source.target_prob[c, n, k], hit
 
 
-@njit
+@lean
 def _finish_trace(source, cursor, accepted, tokens, rng):
     pass
 
@@ -74,7 +74,7 @@ class Difficulty(NamedTuple):
     target_entropy: float
 
 
-@njit
+@lean
 def _draw(distribution, rng):
     u = uniform(rng)
     last = len(distribution) - 1
@@ -85,17 +85,17 @@ def _draw(distribution, rng):
     return last
 
 
-@njit
+@lean
 def _begin_simulator(source, cursor, rng):
     cursor[DIFFICULTY] = _draw(source.initial, rng)
 
 
-@njit
+@lean
 def _start_simulator(source, cursor, rng):
     return source.target_entropy
 
 
-@njit
+@lean
 def _propose_simulator(source, cursor, k, rng):
     b = _draw(source.emission[int(cursor[DIFFICULTY])], rng)
     f = source.features[b]
@@ -103,7 +103,7 @@ def _propose_simulator(source, cursor, k, rng):
     return f[0], f[1], f[2], f[3], a, a, uniform(rng) < a
 
 
-@njit
+@lean
 def _finish_simulator(source, cursor, accepted, tokens, rng):
     cursor[DIFFICULTY] = _draw(source.transition[int(cursor[DIFFICULTY])], rng)
 

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from numba import njit
 
 from tdraft.envs.compiled import CompiledEnv
+from tdraft.kernels.jit import lean
 from tdraft.models.decoding import observation as ob
 
 from .draft import DraftEnv
@@ -32,7 +32,7 @@ class Grid(NamedTuple):
         return (self.max_drafted + 1) * (len(self.acceptance) + 1) * (len(self.survival) + 1) * (len(self.belief) + 1)
 
 
-@njit
+@lean
 def discretise(grid, obs):
     """The state number of an observation: (tokens drafted, acceptance of the newest, survival, belief), in mixed radix."""
     state = int(obs[ob.DRAFTED])
@@ -47,19 +47,20 @@ class TabularParams(NamedTuple):
 
 
 @lru_cache
-def _tabular_dynamics(dynamics: Dynamics) -> Dynamics:
-    reset, step = dynamics.reset, dynamics.step
+def _tabular_dynamics(dynamics: Dynamics):
+    begin, act = dynamics.begin, dynamics.act
 
-    @njit
-    def tabular_reset(params, rng):
-        return discretise(params.grid, reset(params.env, rng))
+    @lean
+    def reset(params, rng):
+        begin(params.env, rng)
+        return discretise(params.grid, params.env.obs)
 
-    @njit
-    def tabular_step(params, obs, action, rng):
-        vector, reward, terminated, duration = step(params.env, params.env.obs, action, rng)
-        return discretise(params.grid, vector), reward, terminated, duration
+    @lean
+    def step(params, obs, action, rng):
+        reward, terminated, duration = act(params.env, action, rng)
+        return discretise(params.grid, params.env.obs), reward, terminated, duration
 
-    return Dynamics(tabular_reset, tabular_step)
+    return reset, step
 
 
 class TabularDraft(gym.ObservationWrapper):

@@ -8,9 +8,9 @@ from gymnasium import spaces
 from gymnasium.utils.seeding import np_random
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
-from numba import njit
 
 from tdraft.envs.compiled import env_rng
+from tdraft.kernels.jit import lean
 from tdraft.models.decoding import observation as ob
 
 from .draft import DraftEnv
@@ -19,9 +19,9 @@ from .dynamics import CURSOR_SIZE, DraftParams, Dynamics
 
 @lru_cache
 def _make_vector_loops(dynamics: Dynamics):
-    reset, step = dynamics.reset, dynamics.step
+    begin, act = dynamics.begin, dynamics.act
 
-    @njit
+    @lean
     def lane(params, obs, cursors, outcomes, i):
         return DraftParams(
             params.source,
@@ -37,22 +37,22 @@ def _make_vector_loops(dynamics: Dynamics):
             outcomes[i],
         )
 
-    @njit
+    @lean
     def reset_all(params, obs, cursors, outcomes, rngs):
         for i in range(len(obs)):
-            reset(lane(params, obs, cursors, outcomes, i), rngs[i])
+            begin(lane(params, obs, cursors, outcomes, i), rngs[i])
 
-    @njit
+    @lean
     def step_all(params, obs, cursors, outcomes, actions, rngs, rewards, terminated, durations):
         for i in range(len(obs)):
             one = lane(params, obs, cursors, outcomes, i)
             if terminated[i]:
-                reset(one, rngs[i])
+                begin(one, rngs[i])
                 rewards[i], terminated[i], durations[i] = 0.0, False, 0.0
                 outcomes[i, 0] = outcomes[i, 1] = 0.0
             else:
                 drafted = obs[i, ob.DRAFTED]
-                _, rewards[i], terminated[i], durations[i] = step(one, obs[i], actions[i], rngs[i])
+                rewards[i], terminated[i], durations[i] = act(one, actions[i], rngs[i])
                 if obs[i, ob.DRAFTED] > drafted:
                     outcomes[i, 0] = outcomes[i, 1] = 0.0
 

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from tdraft.kernels.jit import lean
+
 FIELDS = (
     "drafted",  # tokens drafted in this round
     "confidence",  # the drafter's probability of the newest token, 1 when nothing is drafted
@@ -83,7 +85,7 @@ def empty_calibration() -> Calibration:
     )
 
 
-@njit(inline="always")
+@lean
 def _hash(template, value):
     z = (np.uint64(template + 1) * np.uint64(0x9E3779B97F4A7C15)) ^ (np.uint64(value) * np.uint64(0xD6E8FEB86659FD93))
     z = (z ^ (z >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)
@@ -129,7 +131,7 @@ def predict_acceptance(weights, active):
     return min(max(1.0 / (1.0 + np.exp(-score)), 0.001), 0.999)
 
 
-@njit(inline="always")
+@lean
 def acceptance_bin(edges, acceptance):
     """The number of edges at or below the predicted acceptance."""
     b = 0
@@ -138,7 +140,7 @@ def acceptance_bin(edges, acceptance):
     return b
 
 
-@njit(inline="always")
+@lean
 def begin_text(obs, calibration):
     """Forget the history: the next round is the first of its text."""
     obs[LAST_DRAFTED] = -1.0
@@ -147,7 +149,7 @@ def begin_text(obs, calibration):
     obs[BELIEF] = calibration.initial[0]
 
 
-@njit(inline="always")
+@lean
 def begin_round(obs, target_entropy, remaining):
     """Nothing is drafted yet."""
     obs[DRAFTED] = 0.0
@@ -163,7 +165,7 @@ def begin_round(obs, target_entropy, remaining):
     obs[REMAINING] = remaining
 
 
-@njit(inline="always")
+@lean
 def add_token(obs, calibration, confidence, entropy, order, log_count, acceptance):
     """One more token is drafted; `acceptance` is its predicted acceptance given that those before it are accepted."""
     obs[DRAFTED] += 1.0
@@ -182,7 +184,7 @@ def add_token(obs, calibration, confidence, entropy, order, log_count, acceptanc
         obs[BELIEF] = easy / (easy + hard)
 
 
-@njit(inline="always")
+@lean
 def end_round(obs, calibration, verified, accepted):
     """The target has verified `verified` drafted tokens and accepted the first `accepted` of them."""
     obs[LAST_DRAFTED] = verified
