@@ -19,7 +19,7 @@ COMMANDS = {
 SUBCOMMANDS = {
     "lm": {"train": ("LMTrain", "train"), "eval": ("LMEval", "evaluate")},
     "demo": {"": ("Demo", "run")},
-    "bench": {"": ("Bench", "run")},
+    "bench": {"env": ("Bench", "env")},
 }
 
 
