@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable
 from itertools import product
 
 import numpy as np
-from numba import njit
 
 from tdraft.envs.decoding.draft import Replay
+from tdraft.kernels.jit import lean
 from tdraft.models.decoding import observation as ob
 from tdraft.models.decoding.cost import CostModel
 from tdraft.models.decoding.policy import DraftPolicy
@@ -18,13 +18,13 @@ from tdraft.models.decoding.policy import DraftPolicy
 from .decoding_evaluation import play, speedup
 
 
-@njit
+@lean
 def static(params, memory, obs):
     """Always draft k tokens."""
     return ob.DRAFT if obs[ob.DRAFTED] < params[0] else ob.VERIFY
 
 
-@njit
+@lean
 def two_thresholds(params, memory, obs):
     """No draft if the first token's acceptance is below x; stop when the survival falls below y, dropping that token."""
     if obs[ob.DRAFTED] == 1 and obs[ob.ACCEPTANCE] < params[0]:
@@ -34,7 +34,7 @@ def two_thresholds(params, memory, obs):
     return ob.DRAFT
 
 
-@njit
+@lean
 def survival_cost(params, memory, obs):
     """One-step rule on calibrated survival and the profiled cost: params = (rate, look-ahead acceptance, t_d, T...).
 
@@ -51,7 +51,7 @@ def survival_cost(params, memory, obs):
     return ob.DRAFT if worth > rate * (draft + params[3 + k + 2] - params[3 + k + 1]) else ob.VERIFY
 
 
-@njit
+@lean
 def hf_heuristic(params, memory, obs):
     """All accepted: k += 2, else k = max(1, k - 1)   (Hugging Face's heuristic schedule); memory = (k,)."""
     if obs[ob.DRAFTED] == 0:
@@ -64,19 +64,19 @@ def hf_heuristic(params, memory, obs):
     return ob.DRAFT if obs[ob.DRAFTED] < memory[0] else ob.VERIFY
 
 
-@njit
+@lean
 def confidence_stop(params, memory, obs):
     """Stop after a token whose drafter probability is below a threshold (Hugging Face's default, with the threshold tuned)."""
     return ob.DRAFT if obs[ob.CONFIDENCE] >= params[0] and obs[ob.DRAFTED] < params[1] else ob.VERIFY
 
 
-@njit
+@lean
 def svip(params, memory, obs):
     """Stop after a token with sqrt(c * entropy) > h   (SVIP, arXiv 2411.18462)."""
     return ob.VERIFY if np.sqrt(params[0] * obs[ob.ENTROPY]) > params[1] else ob.DRAFT
 
 
-@njit
+@lean
 def ada_edl(params, memory, obs):
     """Stop if 1 - sqrt(g * entropy) < l, with l adapted to the acceptance rate (AdaEDL, 2410.18351); memory = (l, rate, seen)."""
     g, start, goal, step = params[0], params[1], params[2], params[3]
@@ -95,7 +95,7 @@ def ada_edl(params, memory, obs):
     return ob.VERIFY if 1.0 - np.sqrt(g * obs[ob.ENTROPY]) < memory[0] else ob.DRAFT
 
 
-@njit
+@lean
 def gamma_tune(params, memory, obs):
     """All accepted: k += 2, else k' = (1 - eta) k' + eta * accepted, k = ceil(k')   (GammaTune, arXiv 2504.00030)."""
     if obs[ob.DRAFTED] == 0:
@@ -108,7 +108,7 @@ def gamma_tune(params, memory, obs):
     return ob.DRAFT if obs[ob.DRAFTED] < np.ceil(memory[0]) else ob.VERIFY
 
 
-@njit
+@lean
 def sglang_ema(params, memory, obs):
     """e <- .8 e + .2 accepted; move among candidate lengths 1, 3, 5, 7 with hysteresis (SGLang); memory = (e, index)."""
     if obs[ob.DRAFTED] == 0:
@@ -124,13 +124,13 @@ def sglang_ema(params, memory, obs):
     return ob.DRAFT if obs[ob.DRAFTED] < 2.0 * memory[1] + 1.0 else ob.VERIFY
 
 
-@njit
+@lean
 def spec_dec_pp(params, memory, obs):
     """Stop if the predicted probability that a draft is rejected, 1 - survival, exceeds h   (SpecDec++, arXiv 2405.19715)."""
     return ob.VERIFY if 1.0 - obs[ob.SURVIVAL] > params[0] else ob.DRAFT
 
 
-@njit
+@lean
 def bandit_ucb(params, memory, obs):
     """BanditSpec's UCB over k in 0..4 with loss (L + 1 - tokens) / L (2505.15141); memory = (k, rounds, count[5], sum[5])."""
     if obs[ob.DRAFTED] == 0:

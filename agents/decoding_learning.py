@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numba import njit
 
 from tdraft.envs.decoding.draft import DraftEnv, Replay
 from tdraft.envs.decoding.tabular import Grid, TabularDraft, discretise
+from tdraft.kernels.jit import lean
 from tdraft.models.decoding import observation as ob
 from tdraft.models.decoding.policy import DraftPolicy
 from tdraft.value.tables import first_greedy
@@ -57,7 +57,7 @@ def draft_tiles(max_drafted: int) -> TileCoding:
     )
 
 
-@njit
+@lean
 def tabular_decide(params, memory, obs):
     """The best action of a table's row: params = (grid, q)."""
     return first_greedy(params[1][discretise(params[0], obs)])

@@ -9,9 +9,10 @@ import numpy as np
 from gymnasium import spaces
 from numba import njit
 
+from tdraft.kernels.jit import lean
 from tdraft.value.tables import accumulate, average, epsilon_greedy, first_greedy
 from tdraft.value.targets import expected_sarsa_error, q_learning_error, sarsa_error
-from tdraft.value.tiles import TileCoding, active, linear_values, uniform_tiles
+from tdraft.value.tiles import TileCoding, active, linear_values, tile_index, uniform_tiles
 
 from .base import Agent, Decision, SpaceError
 from .settings import Schedule, SettingsError, StepSettings, check, exploration, step_size
@@ -35,20 +36,20 @@ class LinearLearner(NamedTuple):
     average_reward: bool
 
 
-@njit(inline="always")
+@lean
 def observe(learner, obs):
     """Active tiles and action values of the new observation."""
     active(learner.tiles, obs, learner.active[1])
     linear_values(learner.w, learner.active[1], learner.q[1])
 
 
-@njit(inline="always")
+@lean
 def choose(learner, rng):
     """Epsilon-greedy action at the new observation."""
     return epsilon_greedy(learner.q[1], exploration(learner.schedule, learner.clock[0]), rng)
 
 
-@njit(inline="always")
+@lean
 def remember(learner, action):
     """The new observation becomes the previous one."""
     for t in range(learner.active.shape[1]):
@@ -57,7 +58,7 @@ def remember(learner, action):
     return action
 
 
-@njit
+@lean
 def update(learner, error):
     """w[tile, a] += alpha / T * error for each of the T active tiles, and time goes on."""
     now, a = learner.clock[0], learner.last[0]
@@ -73,17 +74,17 @@ def update(learner, error):
     learner.error[0] += abs(error)
 
 
-@njit(inline="always")
+@lean
 def sarsa_bootstrap(q_tm1, a_tm1, r_t, discount_t, q_t, a_t, epsilon):
     return sarsa_error(q_tm1, a_tm1, r_t, discount_t, q_t, a_t)
 
 
-@njit(inline="always")
+@lean
 def expected_sarsa_bootstrap(q_tm1, a_tm1, r_t, discount_t, q_t, a_t, epsilon):
     return expected_sarsa_error(q_tm1, a_tm1, r_t, discount_t, q_t, epsilon)
 
 
-@njit(inline="always")
+@lean
 def q_learning_bootstrap(q_tm1, a_tm1, r_t, discount_t, q_t, a_t, epsilon):
     return q_learning_error(q_tm1, a_tm1, r_t, discount_t, q_t)
 
@@ -125,14 +126,16 @@ def linear_rule(td_error):
     return begin, step
 
 
-@njit
+@lean
 def linear_decide(params, memory, obs):
     """Greedy action: params = (w (F, A), dims, edges, strides, offsets of a TileCoding), memory (A,) is scratch."""
     w, dims, edges, strides, offsets = params
-    tiles = TileCoding(dims, edges, strides, offsets)
-    one = np.zeros(len(dims), np.int64)
-    active(tiles, obs, one)
-    linear_values(w, one, memory)
+    for a in range(len(memory)):
+        memory[a] = 0.0
+    for t in range(len(dims)):
+        index = tile_index(dims, edges, strides, offsets, obs, t)
+        for a in range(len(memory)):
+            memory[a] += w[index, a]
     return first_greedy(memory)
 
 

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import ArrayLike
+
+from tdraft.kernels.jit import lean
 
 MAX_FEATURES = 1 << 26
 
@@ -87,7 +88,22 @@ def uniform_tiles(low, high, *, bins: int = 8, tilings: int = 8) -> TileCoding:
     return tile_coding([{d: cuts[:, t, d] for d in range(len(low))} for t in range(tilings)])
 
 
-@njit
+@lean
+def tile_index(dims, edges, strides, offsets, obs, t):
+    """The tile of tiling t that holds the observation; the arrays are those of a `TileCoding`."""
+    index = offsets[t]
+    for k in range(dims.shape[1]):
+        dim = dims[t, k]
+        if dim < 0:
+            break
+        x, place = obs[dim], 0
+        while place < edges.shape[2] and x >= edges[t, k, place]:
+            place += 1
+        index += place * strides[t, k]
+    return index
+
+
+@lean
 def active(tiles, obs, out):
     """Write the index of the tile that holds the observation, one a tiling.
 
@@ -96,19 +112,10 @@ def active(tiles, obs, out):
     :param out: (T,) int64, overwritten
     """
     for t in range(len(out)):
-        index = tiles.offsets[t]
-        for k in range(tiles.dims.shape[1]):
-            dim = tiles.dims[t, k]
-            if dim < 0:
-                break
-            x, place = obs[dim], 0
-            while place < tiles.edges.shape[2] and x >= tiles.edges[t, k, place]:
-                place += 1
-            index += place * tiles.strides[t, k]
-        out[t] = index
+        out[t] = tile_index(tiles.dims, tiles.edges, tiles.strides, tiles.offsets, obs, t)
 
 
-@njit
+@lean
 def linear_values(weights, features, out):
     """Action values out[a] = sum over tilings of weights[features[t], a].
 
