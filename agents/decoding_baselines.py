@@ -162,7 +162,7 @@ def candidates(cost: CostModel) -> dict[str, tuple[Callable, int, Grid]]:
     rates = np.linspace(0.4, 3.2, 29)
     return {
         "no speculation": (static, 1, [(0.0,)]),
-        "static": (static, 1, [(float(n),) for n in range(1, k + 1)]),
+        "static": (static, 1, [(float(n),) for n in range(k + 1)]),
         "two thresholds": (two_thresholds, 1, product(np.linspace(0.0, 0.9, 19), np.geomspace(0.005, 0.9, 24))),
         "survival x cost": (survival_cost, 1, ((r, a, *prices) for r, a in product(rates, np.linspace(0.1, 1.0, 19)))),
         "HF heuristic": (hf_heuristic, 1, product(np.arange(1.0, k + 1), np.arange(1.0, k + 1))),
@@ -179,14 +179,14 @@ def candidates(cost: CostModel) -> dict[str, tuple[Callable, int, Grid]]:
 def tune_all(validation: Replay) -> list[DraftPolicy]:
     """Every rule at its best setting on the validation contexts, by exhaustive search over its grid.
 
-    :return: policies; the best static length is called "static k=..."
+    :return: policies, best on the validation contexts first; the best static length is called "static k=..."
     """
-    tuned = []
+    tuned: list[tuple[float, DraftPolicy]] = []
     texts = len(validation.trace.tokens)
     for name, (rule, memory, grid) in candidates(validation.cost).items():
         found = [DraftPolicy(name, rule, np.array(point, np.float64), np.zeros(memory)) for point in grid]
         scores = [speedup(play(validation, policy, texts=texts)) for policy in found]
         best = found[int(np.argmax(scores))]
         label = f"static k={best.params[0]:.0f}" if name == "static" else name
-        tuned.append(DraftPolicy(label, best.decide, best.params, best.memory))
-    return tuned
+        tuned.append((max(scores), DraftPolicy(label, best.decide, best.params, best.memory)))
+    return [policy for _, policy in sorted(tuned, key=lambda pair: -pair[0])]

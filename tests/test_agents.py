@@ -9,11 +9,11 @@ from tdraft import agents
 from tdraft.agents import AGENTS, Agent, QLearning, Sarsa
 from tdraft.agents.base import DivergedError, SpaceError
 from tdraft.agents.checkpoint import CheckpointError
-from tdraft.agents.decoding_learning import draft_tiles
 from tdraft.agents.settings import SettingsError
 from tdraft.envs.compiled import leaves
 from tdraft.envs.decoding.draft import DraftEnv
 from tdraft.envs.decoding.tabular import TabularDraft
+from tdraft.value.tiles import uniform_tiles
 
 LINEAR = sorted(name for name in AGENTS if name.startswith("linear"))
 TABULAR = sorted(set(AGENTS) - set(LINEAR))
@@ -24,7 +24,9 @@ def make(name: str, seed: int = 3) -> Agent:
     env = DraftEnv(n_tokens=12, reference_rate=1.3)
     kind = getattr(agents, AGENTS[name])
     if name in LINEAR:
-        return kind(env, seed=seed, alpha=0.1, epsilon=0.2, features=draft_tiles(env.params.max_drafted))
+        return kind(
+            env, seed=seed, alpha=0.1, epsilon=0.2, features=uniform_tiles(np.zeros(6), np.array([8.0, 1.0, 3.0, 8.0, 5.0, 1.0]))
+        )
     return kind(TabularDraft(env), seed=seed, alpha=0.1, epsilon=0.2)
 
 
