@@ -34,9 +34,13 @@ class LearnedPolicies:
         return sorted(self.validation, key=lambda name: -max(self.validation[name]))
 
 
-# The best stopping point is a threshold on the survival that moves with depth: fine, logarithmic bins of it, few of all else. The
-# belief in the hidden difficulty adds nothing on traces, and each bin more is state that must be visited (docs/decoding.md).
-GRID = {"acceptance_edges": (0.5,), "survival_edges": tuple(np.geomspace(0.01, 0.97, 24)), "belief_edges": (0.5,)}
+# The best stopping point is a threshold on the survival that moves with depth: fine, logarithmic bins of it. The newest token's
+# acceptance decides what to drop; the belief in the hidden difficulty adds nothing on traces.
+GRID = {
+    "acceptance_edges": (0.1, 0.25, 0.4, 0.55, 0.7, 0.85, 0.95),
+    "survival_edges": tuple(np.geomspace(0.01, 0.97, 24)),
+    "belief_edges": (0.5,),
+}
 AGENTS = {
     "Q-learning": (QLearning, {"gamma": 1.0}),
     "Sarsa": (Sarsa, {"gamma": 1.0}),
