@@ -355,8 +355,17 @@ def decode_live(demo: Demo, corpus: Corpus, models: Models, section: Section, tr
         row["identical"] = not any(not d["near_tie"] for d in differences)
         row["differences"] = differences
         replayed = ev.play(test, section.policies[row["name"]], texts=count)
-        live_rounds = np.array([[a.target_calls, a.drafted, a.accepted] for a in run.accounts], float)
+        live_rounds = np.array([[a.target_calls, a.drafted, accepted_inside(a.rounds, demo.tokens)] for a in run.accounts], float)
         row["rounds_equal"] = bool(np.array_equal(live_rounds, replayed[:, [CALLS, DRAFTED, ACCEPTED_TOKENS]]))
+
+
+def accepted_inside(rounds: list[tuple[int, int]], n_tokens: int) -> int:
+    """Accepted drafts of (verified, accepted) rounds up to the end of the text, past which a trace knows nothing."""
+    total = position = 0
+    for _, accepted in rounds:
+        total += min(accepted, n_tokens - position)
+        position += accepted + 1
+    return total
 
 
 def run(demo: Demo) -> None:
