@@ -30,30 +30,34 @@ class NGramTables(NamedTuple):
 
 
 @njit(cache=True)
-def _find(slots, parent, token):
-    """The child of `parent` by `token`, or -1."""
-    key = (np.int64(parent) << 32) | np.int64(token)
+def _key(parent, token):
+    return (np.int64(parent) << 32) | np.int64(token)
+
+
+@njit(cache=True)
+def _slot(slots, key):
+    """The slot that holds `key`, or the free one where it belongs."""
     mask = len(slots) - 1
     h = np.uint64(key) * _GOLDEN
     slot = np.int64(h ^ (h >> np.uint64(32))) & mask
-    while slots[slot, 1] != -1:
-        if slots[slot, 0] == key:
-            return slots[slot, 1]
+    while slots[slot, 1] != -1 and slots[slot, 0] != key:
         slot = (slot + 1) & mask
-    return np.int64(-1)
+    return slot
+
+
+@njit(cache=True)
+def _find(slots, parent, token):
+    """The child of `parent` by `token`, or -1."""
+    return slots[_slot(slots, _key(parent, token)), 1]
 
 
 @njit(cache=True)
 def _insert(slots, parent, token, child):
     """The child of `parent` by `token`, which becomes `child` where there is none. The table must have a free slot."""
-    key = (np.int64(parent) << 32) | np.int64(token)
-    mask = len(slots) - 1
-    h = np.uint64(key) * _GOLDEN
-    slot = np.int64(h ^ (h >> np.uint64(32))) & mask
-    while slots[slot, 1] != -1:
-        if slots[slot, 0] == key:
-            return slots[slot, 1]
-        slot = (slot + 1) & mask
+    key = _key(parent, token)
+    slot = _slot(slots, key)
+    if slots[slot, 1] != -1:
+        return slots[slot, 1]
     slots[slot, 0] = key
     slots[slot, 1] = child
     return np.int64(child)

@@ -32,7 +32,7 @@ from tdraft.models.language_model import LanguageModel, LMConfig
 from tdraft.models.ngram import NGram
 from tdraft.models.training import TrainConfig, bits_per_byte, has_fast_bf16, predict_argmax, train_language_model
 from tdraft.scripts.report import write_report
-from tdraft.scripts.results import machine
+from tdraft.scripts.results import machine, write_rows
 
 
 @dataclass(frozen=True)
@@ -400,8 +400,7 @@ def run(demo: Demo) -> None:
         temporary.write_text(json.dumps(report, indent=1))
     write_report(report, demo.out)
     if demo.json is not None:
-        with atomic_write(demo.json) as temporary:
-            temporary.write_text(json.dumps({"machine": report["machine"], "rows": rows_of(report)}, indent=1))
+        write_rows(demo.json, rows_of(report))
 
 
 def rows_of(report: dict) -> list[dict]:

@@ -1,5 +1,6 @@
 """The demo's report: a table on the terminal, report.md, and plots made from report.json's rows only."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,11 @@ def percent(value: float | None) -> str:
 
 def number(value: float | None, digits: int = 3) -> str:
     return "" if value is None else f"{value:.{digits}f}"
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(cells) + " |" for cells in (head, *rows)]
+    return "\n".join([lines[0], "|" + " --- |" * len(head), *lines[1:]])
 
 
 def table(section: dict[str, Any]) -> str:
@@ -31,7 +37,7 @@ def table(section: dict[str, Any]) -> str:
         "own cost",
         "identical",
     )
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    rows = []
     for p in sorted(section["policies"], key=lambda p: (ORDER[p["kind"]], -p["speedup"])):
         d = p["vs_best_baseline_percent"]
         cells = (
@@ -47,8 +53,8 @@ def table(section: dict[str, Any]) -> str:
             "" if p["own_cost"] is None else f"{100 * p['own_cost']:.2f}%",
             "" if p["identical"] is None else "yes" if p["identical"] else "NO",
         )
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return markdown_table(head, rows)
 
 
 def title(section: dict[str, Any]) -> str:
@@ -67,32 +73,30 @@ def summary(report: dict[str, Any]) -> str:
         "gap closed",
         "wall, learned",
     )
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    rows = []
     for s in report["sections"]:
-        rows = {p["name"]: p for p in s["policies"]}
-        learned = rows[s["best_learned"]]
-        baseline = rows[s["best_baseline"]]
+        policies = {p["name"]: p for p in s["policies"]}
+        learned = policies[s["best_learned"]]
+        baseline = policies[s["best_baseline"]]
         cells = (
             title(s),
-            f"{rows[s['best_static']]['speedup']:.3f}",
+            f"{policies[s['best_static']]['speedup']:.3f}",
             f"{baseline['speedup']:.3f} ({baseline['name']})",
             f"{learned['speedup']:.3f} ({learned['name']})",
-            f"{rows['informed']['speedup']:.3f}",
-            f"{rows['clairvoyant']['speedup']:.3f}",
+            f"{policies['informed']['speedup']:.3f}",
+            f"{policies['clairvoyant']['speedup']:.3f}",
             percent(learned["gap_closed_informed"]),
             number(learned["wall_speedup"], 2),
         )
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return markdown_table(head, rows)
 
 
 def robustness_table(rows: list[dict[str, Any]]) -> str:
     """What a wrong clock, another temperature or another text costs each policy, in percent of its speed-up when retuned."""
     columns = list(rows[0]["loss_percent"])
-    lines = ["| policy | " + " | ".join(columns) + " |", "|" + " --- |" * (len(columns) + 1)]
-    for row in rows:
-        lines.append(f"| {row['name']} | " + " | ".join(f"{row['loss_percent'][c]:+.1f}%" for c in columns) + " |")
-    return "\n".join(lines)
+    cells = ([row["name"], *(f"{row['loss_percent'][c]:+.1f}%" for c in columns)] for row in rows)
+    return markdown_table(["policy", *columns], cells)
 
 
 def markdown(report: dict[str, Any]) -> str:

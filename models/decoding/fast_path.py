@@ -1,7 +1,7 @@
 """A round's decisions in compiled code, with the functions that the simulator and the traces call.
 
-With an n-gram drafter a whole round of drafting is one compiled call; with any other drafter each token's observation and
-decision are. A policy that is no `DraftPolicy` takes the plain path of `Session`, which decides the same.
+With an n-gram drafter a whole round of drafting is one compiled call; with any other drafter each token's observation is. A
+policy that is no `DraftPolicy` takes the plain path of `Session`, which decides the same.
 """
 
 from functools import lru_cache
@@ -23,18 +23,6 @@ def observe_token(obs, calibration, confidence, entropy, order, log_count, token
     ob.active_features(confidence, entropy, order, log_count, depth, obs[ob.TARGET_ENTROPY], token, previous, before, active)
     acceptance = ob.predict_acceptance(calibration.weights, active)
     ob.add_token(obs, calibration, confidence, entropy, order, log_count, acceptance)
-
-
-@lru_cache
-def make_token_decision(decide):
-    """Compiled "here is the drafted token: what next?" for one rule."""
-
-    @njit
-    def token_decision(obs, calibration, confidence, entropy, token, previous, before, active, params, memory):
-        observe_token(obs, calibration, confidence, entropy, 0.0, 0.0, token, previous, before, active)
-        return decide(params, memory, obs)
-
-    return token_decision
 
 
 @lru_cache
