@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .actor_critic import ActorCritic as ActorCritic
     from .average_reward import SemiMarkovQ as SemiMarkovQ
     from .base import Agent as Agent
     from .linear import LinearExpectedSarsa as LinearExpectedSarsa
@@ -21,6 +22,7 @@ AGENTS = {
     "linear-sarsa": "LinearSarsa",
     "linear-expected-sarsa": "LinearExpectedSarsa",
     "linear-q": "LinearQ",
+    "actor-critic": "ActorCritic",
 }
 _MODULES = {
     "Agent": "base",
@@ -31,6 +33,7 @@ _MODULES = {
     "LinearSarsa": "linear",
     "LinearExpectedSarsa": "linear",
     "LinearQ": "linear",
+    "ActorCritic": "actor_critic",
 }
 
 

@@ -106,12 +106,12 @@ def mentored_price(p, q, parameter):
 
 _EPSILONS = (0.001, 0.003, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3)
 RULES: dict[str, tuple[Any, list[tuple[float, float]]]] = {
-    "lenience": (lenience, [(x, 0.0) for x in (1.0, *np.geomspace(0.95, 0.001, 40), 0.0)]),
+    "lenience": (lenience, [(x, 0.0) for x in (*np.linspace(1.0, 0.5, 26), *np.geomspace(0.45, 0.001, 24), 0.0)]),
     "typical": (typical, [(e, d) for e in _EPSILONS for d in (0.03, 0.09, 0.3, 1.0)]),
     "typical-residual": (typical_residual, [(e, d) for e in _EPSILONS for d in (0.03, 0.09, 0.3, 1.0)]),
     "tv-optimal": (tv_optimal, [(x, 0.0) for x in np.linspace(0.0, 1.0, 41)]),
     "mentored": (mentored, [(x, 0.0) for x in (0.0, *np.geomspace(1e-4, 3.0, 32))]),
-    "mentored-price": (mentored_price, [(x, 0.0) for x in np.geomspace(200.0, 0.03, 40)]),
+    "mentored-price": (mentored_price, [(x, 0.0) for x in np.geomspace(1000.0, 0.03, 45)]),
 }
 """Baselines: rule and the parameters of its front."""
 
@@ -271,20 +271,20 @@ def learn_policy(
     source: Simulator,
     price: float,
     *,
-    steps: int = 4_000_000,
+    steps: int = 24_000_000,
     seed: int = 0,
     rounds: int = 3,
     cost: CostModel = DEFAULT_COST,
     **settings,
 ):
-    """Train tabular Expected Sarsa on Accept-v0 at a price of KL, from rewards alone, and return the agent.
+    """Train tabular Q-learning on Accept-v0 at a price of KL, from rewards alone, and return the agent.
 
     rho is the reference rate net of the price, tokens / (time + price * KL): first of the best lenience on the training texts,
     then of the policy learned so far (Dinkelbach), so that values stay centred. gamma is 1.
 
     :param steps: env steps in all; the last half on the last value of rho
     """
-    from . import ExpectedSarsa
+    from . import QLearning
 
     p, q = source.draw()
     rate = max(_net_rate(outcome, price) for outcome in front("lenience", p, q, cost))
@@ -293,9 +293,10 @@ def learn_policy(
         env = AcceptEnv(source, price=price, cost=cost, observe="table", reference_rate=rate, **settings)
         share = steps // 2 if i == rounds - 1 else steps // (2 * max(rounds - 1, 1))
         last = i == rounds - 1
-        following = ExpectedSarsa(
+        following = QLearning(
             env,
             seed=seed + 1000 * i,
+            gamma=1.0,
             alpha=0.1 if i == 0 else 0.02,
             alpha_final=0.002 if last else 0.02,
             epsilon=0.3,

@@ -280,17 +280,21 @@ class Agent(ABC):
 
         :param obs: observations (n_envs, ...), or a single one
         :param state: passed through, these agents have no memory
-        :param deterministic: greedy, the lowest action where there are ties; otherwise epsilon-greedy as in training
+        :param deterministic: greedy, the lowest action where there are ties; otherwise exploring as in training
         :return: actions (n_envs,) or a 0-d array, and `state`
         :raises SpaceError: observations that are not of the space
         """
         batch, single = self.batch(obs)
         actions = self.greedy_actions(batch).astype(np.int64)
         if not deterministic:
-            draws = np.array([uniform(self.predict_rng) for _ in range(2 * len(actions))]).reshape(2, -1)
-            actions = np.where(draws[0] < self.epsilon, (draws[1] * self.n_actions).astype(np.int64), actions)
+            actions = self.exploring_actions(batch, actions)
         actions = actions + self._first_action
         return (actions[0] if single else actions), state
+
+    def exploring_actions(self, batch: np.ndarray, greedy: np.ndarray) -> np.ndarray:
+        """(n,) actions of the behaviour in training, here epsilon-greedy: some of `greedy` (n,) replaced."""
+        draws = np.array([uniform(self.predict_rng) for _ in range(2 * len(greedy))]).reshape(2, -1)
+        return np.where(draws[0] < self.epsilon, (draws[1] * self.n_actions).astype(np.int64), greedy)
 
     def save(self, path: str | Path) -> None:
         """Write everything that training depends on, atomically: values, counters, every generator, a compiled env's state."""
@@ -382,6 +386,10 @@ def _next_chunk(chunk: int, steps: int, seconds: float) -> int:
 def space_to_json(space: spaces.Space) -> dict[str, Any]:
     if isinstance(space, spaces.Discrete):
         return {"n": int(space.n), "start": int(space.start)}
+    if isinstance(space, spaces.Dict):
+        return {"spaces": {name: space_to_json(part) for name, part in space.spaces.items()}}
+    if isinstance(space, spaces.MultiDiscrete):
+        return {"nvec": space.nvec.tolist()}
     assert isinstance(space, spaces.Box)
     return {"low": space.low.tolist(), "high": space.high.tolist(), "dtype": str(space.dtype)}
 
@@ -389,5 +397,9 @@ def space_to_json(space: spaces.Space) -> dict[str, Any]:
 def space_from_json(data: dict[str, Any]) -> spaces.Space:
     if "n" in data:
         return spaces.Discrete(data["n"], start=data["start"])
+    if "spaces" in data:
+        return spaces.Dict({name: space_from_json(part) for name, part in data["spaces"].items()})
+    if "nvec" in data:
+        return spaces.MultiDiscrete(data["nvec"])
     dtype = np.dtype(data["dtype"]).type
     return spaces.Box(np.array(data["low"], dtype), np.array(data["high"], dtype), dtype=dtype)

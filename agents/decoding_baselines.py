@@ -1,11 +1,13 @@
 """Published rules for when to stop drafting, as compiled policies, each tuned on the same validation contexts.
 
 Every rule sees the observation of Draft-v0 and nothing else, and carries what it needs from round to round in its memory. Where a
-paper's rule reads the drafter's full distribution, the observation has its confidence and entropy.
+paper's rule reads the drafter's full distribution, the observation has its confidence and entropy. None drafts past the last
+token of a text: engines clip there, and learned policies find it out by themselves.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from itertools import product
+from typing import Any
 
 import numpy as np
 
@@ -18,13 +20,25 @@ from tdraft.models.decoding.policy import DraftPolicy
 from .decoding_evaluation import play, speedup
 
 
-@lean
+def rule(decide: Callable) -> Any:
+    """A compiled rule that verifies where one more draft could not be emitted any more."""
+    inner = lean(decide)
+
+    @lean
+    def clipped(params, memory, obs):
+        action = inner(params, memory, obs)
+        return ob.VERIFY if action == ob.DRAFT and obs[ob.DRAFTED] + 1.0 >= obs[ob.REMAINING] else action
+
+    return clipped
+
+
+@rule
 def static(params, memory, obs):
     """Always draft k tokens."""
     return ob.DRAFT if obs[ob.DRAFTED] < params[0] else ob.VERIFY
 
 
-@lean
+@rule
 def two_thresholds(params, memory, obs):
     """No draft if the first token's acceptance is below x; stop when the survival falls below y, dropping that token."""
     if obs[ob.DRAFTED] == 1 and obs[ob.ACCEPTANCE] < params[0]:
@@ -34,7 +48,7 @@ def two_thresholds(params, memory, obs):
     return ob.DRAFT
 
 
-@lean
+@rule
 def survival_cost(params, memory, obs):
     """One-step rule on calibrated survival and the profiled cost: params = (rate, look-ahead acceptance, t_d, T...).
 
@@ -51,7 +65,7 @@ def survival_cost(params, memory, obs):
     return ob.DRAFT if worth > rate * (draft + params[3 + k + 2] - params[3 + k + 1]) else ob.VERIFY
 
 
-@lean
+@rule
 def hf_heuristic(params, memory, obs):
     """All accepted: k += 2, else k = max(1, k - 1)   (Hugging Face's heuristic schedule); memory = (k,)."""
     if obs[ob.DRAFTED] == 0:
@@ -64,19 +78,19 @@ def hf_heuristic(params, memory, obs):
     return ob.DRAFT if obs[ob.DRAFTED] < memory[0] else ob.VERIFY
 
 
-@lean
+@rule
 def confidence_stop(params, memory, obs):
     """Stop after a token whose drafter probability is below a threshold (Hugging Face's default, with the threshold tuned)."""
     return ob.DRAFT if obs[ob.CONFIDENCE] >= params[0] and obs[ob.DRAFTED] < params[1] else ob.VERIFY
 
 
-@lean
+@rule
 def svip(params, memory, obs):
     """Stop after a token with sqrt(c * entropy) > h   (SVIP, arXiv 2411.18462)."""
     return ob.VERIFY if np.sqrt(params[0] * obs[ob.ENTROPY]) > params[1] else ob.DRAFT
 
 
-@lean
+@rule
 def ada_edl(params, memory, obs):
     """Stop if 1 - sqrt(g * entropy) < l, with l adapted to the acceptance rate (AdaEDL, 2410.18351); memory = (l, rate, seen)."""
     g, start, goal, step = params[0], params[1], params[2], params[3]
@@ -95,7 +109,7 @@ def ada_edl(params, memory, obs):
     return ob.VERIFY if 1.0 - np.sqrt(g * obs[ob.ENTROPY]) < memory[0] else ob.DRAFT
 
 
-@lean
+@rule
 def gamma_tune(params, memory, obs):
     """All accepted: k += 2, else k' = (1 - eta) k' + eta * accepted, k = ceil(k')   (GammaTune, arXiv 2504.00030)."""
     if obs[ob.DRAFTED] == 0:
@@ -108,7 +122,7 @@ def gamma_tune(params, memory, obs):
     return ob.DRAFT if obs[ob.DRAFTED] < np.ceil(memory[0]) else ob.VERIFY
 
 
-@lean
+@rule
 def sglang_ema(params, memory, obs):
     """e <- .8 e + .2 accepted; move among candidate lengths 1, 3, 5, 7 with hysteresis (SGLang); memory = (e, index)."""
     if obs[ob.DRAFTED] == 0:
@@ -124,13 +138,13 @@ def sglang_ema(params, memory, obs):
     return ob.DRAFT if obs[ob.DRAFTED] < 2.0 * memory[1] + 1.0 else ob.VERIFY
 
 
-@lean
+@rule
 def spec_dec_pp(params, memory, obs):
     """Stop if the predicted probability that a draft is rejected, 1 - survival, exceeds h   (SpecDec++, arXiv 2405.19715)."""
     return ob.VERIFY if 1.0 - obs[ob.SURVIVAL] > params[0] else ob.DRAFT
 
 
-@lean
+@rule
 def bandit_ucb(params, memory, obs):
     """BanditSpec's UCB over k in 0..4 with loss (L + 1 - tokens) / L (2505.15141); memory = (k, rounds, count[5], sum[5])."""
     if obs[ob.DRAFTED] == 0:
@@ -176,14 +190,17 @@ def candidates(cost: CostModel) -> dict[str, tuple[Callable, int, Grid]]:
     }
 
 
-def tune_all(validation: Replay) -> list[DraftPolicy]:
+def tune_all(validation: Replay, names: Collection[str] | None = None) -> list[DraftPolicy]:
     """Every rule at its best setting on the validation contexts, by exhaustive search over its grid.
 
+    :param names: of `candidates`, by default all
     :return: policies, best on the validation contexts first; the best static length is called "static k=..."
     """
     tuned: list[tuple[float, DraftPolicy]] = []
     texts = len(validation.trace.tokens)
     for name, (rule, memory, grid) in candidates(validation.cost).items():
+        if names is not None and name not in names:
+            continue
         found = [DraftPolicy(name, rule, np.array(point, np.float64), np.zeros(memory)) for point in grid]
         scores = [speedup(play(validation, policy, texts=texts)) for policy in found]
         best = found[int(np.argmax(scores))]

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tdraft.envs.decoding.draft import Source
-from tdraft.envs.decoding.dynamics import N_COUNTS, TIME, TOKENS, draft_params, make_rollout
+from tdraft.envs.decoding.draft import Replay, Source
+from tdraft.envs.decoding.dynamics import N_COUNTS, TEXT, TIME, TOKENS, draft_params, make_rollout
 from tdraft.kernels.rng import seed_state
+from tdraft.models.decoding import observation as ob
 from tdraft.models.decoding.cost import CostModel
 from tdraft.models.decoding.decoder import Accounting, SpeculativeDecoder
 from tdraft.models.decoding.policy import DraftPolicy
@@ -23,6 +24,23 @@ def play(source: Source, policy: DraftPolicy, *, texts: int, cost: CostModel | N
     rollout = make_rollout(source.dynamics, policy.decide)
     rollout(params, policy.params, policy.memory, policy.memory.copy(), counts, seed_state(seed))
     return counts
+
+
+def replayed_rounds(source: Replay, policy: DraftPolicy, *, texts: int) -> list[list[tuple[int, int]]]:
+    """(verified, accepted) of every round of each of `texts` texts of a trace, in order, under a policy."""
+    params = draft_params(source.arrays, source.calibration, source.cost, source.n_tokens, 1.0)
+    begin, act, rng, texts_rounds = source.dynamics.begin, source.dynamics.act, seed_state(0), []
+    for text in range(texts):
+        params.cursor[TEXT] = text - 1
+        begin(params, rng)
+        serving, rounds, done = policy.fresh(), [], False
+        while not done:
+            drafted = params.obs[ob.DRAFTED]
+            _, done, _ = act(params, serving(params.obs), rng)
+            if params.obs[ob.DRAFTED] <= drafted:
+                rounds.append((int(params.obs[ob.LAST_DRAFTED]), int(params.obs[ob.LAST_ACCEPTED])))
+        texts_rounds.append(rounds)
+    return texts_rounds
 
 
 def speedup(counts: np.ndarray) -> float:

@@ -1,6 +1,8 @@
 """Learning when to stop drafting: TD agents trained by `learn()` from the rewards of Draft-v0, chosen on validation contexts."""
 
+import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,12 +11,15 @@ import numpy as np
 from tdraft.envs.decoding.draft import DraftEnv, Replay
 from tdraft.envs.decoding.tabular import Grid, TabularDraft, discretise
 from tdraft.kernels.jit import lean
+from tdraft.models.decoding import observation as ob
 from tdraft.models.decoding.policy import DraftPolicy
 from tdraft.value.tables import first_greedy
+from tdraft.value.tiles import TileCoding, tile_coding
 
+from .actor_critic import ActorCritic
 from .average_reward import SemiMarkovQ
 from .decoding_evaluation import play, speedup
-from .tabular import QLearning, Sarsa
+from .tabular import QLearning
 
 
 @dataclass(frozen=True)
@@ -34,18 +39,37 @@ class LearnedPolicies:
         return sorted(self.validation, key=lambda name: -max(self.validation[name]))
 
 
-# The best stopping point is a threshold on the survival that moves with depth: fine, logarithmic bins of it. The newest token's
-# acceptance decides what to drop; the belief in the hidden difficulty adds nothing on traces.
 GRID = {
     "acceptance_edges": (0.1, 0.25, 0.4, 0.55, 0.7, 0.85, 0.95),
     "survival_edges": tuple(np.geomspace(0.01, 0.97, 24)),
-    "belief_edges": (0.5,),
+    "belief_edges": (),
 }
-AGENTS = {
-    "Q-learning": (QLearning, {"gamma": 1.0}),
-    "Sarsa": (Sarsa, {"gamma": 1.0}),
-    "average-reward Q-learning": (SemiMarkovQ, {"eta": 0.01}),
+WITH_ENTROPY = "actor-critic, entropy"
+TABLES = {"Q-learning": (QLearning, {"gamma": 1.0}), "average-reward Q-learning": (SemiMarkovQ, {"eta": 0.01})}
+TABLE_SCHEDULE = {"alpha": 0.2, "alpha_final": 0.001, "epsilon": 0.1, "epsilon_final": 0.01, "average": 0.3}
+POLICY_GRADIENT = {
+    **{"alpha": 0.1, "alpha_final": 0.01, "alpha_w": 0.1, "alpha_w_final": 0.002, "beta": 0.2, "beta_final": 0.0},
+    **{"gamma": 1.0, "lambda_": 0.9, "n_steps": 16, "average_reward": True, "eta": 0.01},
 }
+
+
+def stopping_features(max_drafted: int, *, entropy: bool = False) -> TileCoding:
+    """Where to stop is a threshold on the survival that moves with depth and with what the next token promises; past the
+    remaining tokens no draft is worth anything.
+
+    :param entropy: let it move with the target's entropy at the last verified position too
+    """
+    depths = np.arange(max_drafted) + 0.5
+    tilings = [
+        {ob.SURVIVAL: np.geomspace(0.01, 0.97, 32)},
+        {ob.DRAFTED: depths},
+        {ob.ACCEPTANCE: (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.96)},
+        {ob.SURVIVAL: np.geomspace(0.02, 0.9, 10), ob.DRAFTED: depths},
+        {ob.DRAFTED: depths, ob.REMAINING: depths + 1},
+    ]
+    if entropy:
+        tilings.append({ob.TARGET_ENTROPY: (0.3, 0.8, 1.5, 2.5), ob.DRAFTED: depths[:3]})
+    return tile_coding(tilings)
 
 
 @lean
@@ -59,6 +83,28 @@ def tabular_policy(name: str, agent, grid: Grid) -> DraftPolicy:
     return DraftPolicy(name, tabular_decide, (grid, np.ascontiguousarray(agent.policy().params[0])))
 
 
+def training_env(train: Replay, rate: float) -> DraftEnv:
+    """The env that decoding policies learn on: expected rewards, paid when a token is drafted."""
+    return DraftEnv(train, reference_rate=rate, expected_reward=True, shaped=True)
+
+
+def actor_critic_policy(
+    train: Replay,
+    *,
+    rate: float,
+    seed: int,
+    timesteps: int,
+    name: str = "actor-critic",
+    entropy: bool = False,
+    log_dir: Path | None = None,
+) -> DraftPolicy:
+    """One actor-critic, trained on the training contexts; `rate` and `timesteps` as in `train_policies`."""
+    env = training_env(train, rate)
+    features = stopping_features(env.params.max_drafted, entropy=entropy)
+    agent = ActorCritic(env, seed=seed, features=features, horizon=timesteps, **POLICY_GRADIENT)
+    return DraftPolicy(name, *agent.learn(timesteps, log_dir=log_dir).policy())
+
+
 def train_policies(
     train: Replay,
     validation: Replay,
@@ -68,21 +114,34 @@ def train_policies(
     timesteps: int,
     log_dir: Path | None = None,
 ) -> LearnedPolicies:
-    """Train every agent with every seed on the training contexts.
+    """Train every agent with every seed on the training contexts, from shaped, expected rewards; as many at once as there are
+    cores.
 
     :param rate: the best static length's rate, rho of the rewards
     :param timesteps: steps of each training
     """
-    policies, scores = [], {}
-    schedule = {"alpha": 0.2, "alpha_final": 0.001, "epsilon": 0.1, "epsilon_final": 0.01, "horizon": timesteps, "average": 0.3}
-    env = TabularDraft(DraftEnv(train, reference_rate=rate, expected_reward=True), **GRID)
+    table_env = TabularDraft(training_env(train, rate), **GRID)
     texts = len(validation.trace.tokens)
-    for name, (kind, options) in AGENTS.items():
-        found = []
-        for seed in seeds:
-            agent = kind(env, seed=seed, **options, **schedule)
-            agent.learn(timesteps, log_dir=None if log_dir is None else log_dir / name / f"seed{seed}")
-            found.append(tabular_policy(name, agent, env.grid))
-        scores[name] = [speedup(play(validation, policy, texts=texts)) for policy in found]
-        policies.append(found[int(np.argmax(scores[name]))])
+
+    def folder(name: str, seed: int) -> Path | None:
+        return None if log_dir is None else log_dir / name / f"seed{seed}"
+
+    def actor_critic(name: str, seed: int) -> DraftPolicy:
+        options = {"name": name, "entropy": name == WITH_ENTROPY, "log_dir": folder(name, seed)}
+        return actor_critic_policy(train, rate=rate, seed=seed, timesteps=timesteps, **options)
+
+    def table(name: str, seed: int) -> DraftPolicy:
+        kind, options = TABLES[name]
+        agent = kind(table_env, seed=seed, horizon=timesteps, **options, **TABLE_SCHEDULE)
+        return tabular_policy(name, agent.learn(timesteps, log_dir=folder(name, seed)), table_env.grid)
+
+    makers = {"actor-critic": actor_critic, WITH_ENTROPY: actor_critic} | dict.fromkeys(TABLES, table)
+    jobs = [(name, seed) for name in makers for seed in seeds]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = list(pool.map(lambda job: makers[job[0]](*job), jobs))
+    policies, scores = [], {}
+    for name in makers:
+        tried = [policy for (job, _), policy in zip(jobs, found) if job == name]
+        scores[name] = [speedup(play(validation, policy, texts=texts)) for policy in tried]
+        policies.append(tried[int(np.argmax(scores[name]))])
     return LearnedPolicies(policies, scores)

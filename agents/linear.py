@@ -1,151 +1,63 @@
-"""Semi-gradient one-step control, action values linear in binary tile features: q(s, a) = sum of w[tile, a] over active tiles."""
+"""Linear control: Sarsa, Expected Sarsa and Q-learning over sparse binary features, one-step or with eligibility traces."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 from gymnasium import spaces
 from numba import njit
 
 from tdraft.kernels.jit import lean
-from tdraft.value.tables import accumulate, average, epsilon_greedy, first_greedy
-from tdraft.value.targets import expected_sarsa_error, q_learning_error, sarsa_error
-from tdraft.value.tiles import TileCoding, active, linear_values, tile_index, uniform_tiles
+from tdraft.value.hashing import HashedFeatures
+from tdraft.value.tables import average, first_greedy
+from tdraft.value.tiles import TileCoding, uniform_tiles
 
 from .base import Agent, Decision, SpaceError
-from .settings import Schedule, SettingsError, StepSettings, check, exploration, step_size
+from .checkpoint import CheckpointError
+from .linear_rules import (
+    Features,
+    LinearLearner,
+    expected_sarsa_bootstrap,
+    one_step_rule,
+    q_learning_bootstrap,
+    sarsa_bootstrap,
+)
+from .settings import SettingsError, StepSettings, check
+from .traces import new_traces, settled, traced_rule
 
-
-class LinearLearner(NamedTuple):
-    """State of a linear agent: F features of which T are active, A actions."""
-
-    w: np.ndarray  # (F, A) weights
-    tiles: TileCoding
-    active: np.ndarray  # (2, T) int64 features of the previous and of the new observation
-    q: np.ndarray  # (2, A) their action values
-    last: np.ndarray  # (2,) int64 previous action; 1 where a transition awaits the next episode's first state
-    rate: np.ndarray  # (3,) rho, and reward and duration of the transition that waits
-    clock: np.ndarray  # (1,) int64 steps learned from
-    error: np.ndarray  # (1,) sum of absolute TD errors since it was last reported
-    total: np.ndarray  # (F, A) integral of w for its average, (0, 0) where none is kept
-    since: np.ndarray  # (F, A) step up to which `total` is complete
-    schedule: Schedule
-    eta: float  # step size of rho as a multiple of alpha; 0 for discounted values
-    average_reward: bool
-
-
-@lean
-def observe(learner, obs):
-    """Active tiles and action values of the new observation."""
-    active(learner.tiles, obs, learner.active[1])
-    linear_values(learner.w, learner.active[1], learner.q[1])
-
-
-@lean
-def choose(learner, rng):
-    """Epsilon-greedy action at the new observation."""
-    return epsilon_greedy(learner.q[1], exploration(learner.schedule, learner.clock[0]), rng)
-
-
-@lean
-def remember(learner, action):
-    """The new observation becomes the previous one."""
-    for t in range(learner.active.shape[1]):
-        learner.active[0, t] = learner.active[1, t]
-    learner.last[0] = action
-    return action
-
-
-@lean
-def update(learner, error):
-    """w[tile, a] += alpha / T * error for each of the T active tiles, and time goes on."""
-    now, a = learner.clock[0], learner.last[0]
-    alpha = step_size(learner.schedule, now)
-    change = alpha / learner.active.shape[1] * error
-    for t in range(learner.active.shape[1]):
-        f = learner.active[0, t]
-        if now >= learner.schedule.average_start:
-            accumulate(learner.total, learner.since, learner.w, f, a, now, learner.schedule.average_start)
-        learner.w[f, a] += change
-    learner.rate[0] += learner.eta * alpha * error
-    learner.clock[0] = now + 1
-    learner.error[0] += abs(error)
-
-
-@lean
-def sarsa_bootstrap(q_tm1, a_tm1, r_t, discount_t, q_t, a_t, epsilon):
-    return sarsa_error(q_tm1, a_tm1, r_t, discount_t, q_t, a_t)
-
-
-@lean
-def expected_sarsa_bootstrap(q_tm1, a_tm1, r_t, discount_t, q_t, a_t, epsilon):
-    return expected_sarsa_error(q_tm1, a_tm1, r_t, discount_t, q_t, epsilon)
-
-
-@lean
-def q_learning_bootstrap(q_tm1, a_tm1, r_t, discount_t, q_t, a_t, epsilon):
-    return q_learning_error(q_tm1, a_tm1, r_t, discount_t, q_t)
+TRACES = ("accumulating", "replacing", "dutch")
+PARTS = ("vector", "tokens")  # of a dict observation, in the order in which features see them
 
 
 @lru_cache
-def linear_rule(td_error):
-    """begin and step of a linear agent with this TD error:  w += alpha / T * delta * x(s, a).
+def readers(rule) -> tuple[Any, Any]:
+    """Two compiled readers of weights w (F, A) for features with this rule.
 
-    Average-reward values have delta = td_error(r - rho * duration) and rho += eta * alpha * delta; the end of an episode is a
-    renewal there, so its transition waits for the next episode's first state (as in `average_reward.py`).
+    :return: `decide(params, memory, obs)`, the greedy action, where params = (w, features) and memory (A,) is scratch; and
+        `values(w, features, observations, out)`, which fills out (n, A) from observations (n, D)
     """
 
-    @njit
-    def learn(learner, reward, discount, duration, action):
-        linear_values(learner.w, learner.active[0], learner.q[0])
-        epsilon = exploration(learner.schedule, learner.clock[0])
-        relative = reward - learner.rate[0] * duration
-        update(learner, td_error(learner.q[0], learner.last[0], relative, discount, learner.q[1], action, epsilon))
+    @lean
+    def add_up(w, features, obs, out):
+        for a in range(len(out)):
+            out[a] = 0.0
+        for t in range(len(features.dims)):
+            index = rule(features, obs, t)
+            for a in range(len(out)):
+                out[a] += w[index, a]
+
+    @lean
+    def decide(params, memory, obs):
+        add_up(params[0], params[1], obs, memory)
+        return first_greedy(memory)
 
     @njit
-    def begin(learner, obs, rng):
-        observe(learner, obs)
-        action = choose(learner, rng)
-        if learner.last[1] != 0:
-            learner.last[1] = 0
-            learn(learner, learner.rate[1], 1.0, learner.rate[2], action)
-        return remember(learner, action)
+    def values(w, features, observations, out):
+        for i in range(len(observations)):
+            add_up(w, features, observations[i], out[i])
 
-    @njit
-    def step(learner, reward, discount, obs, duration, rng):
-        observe(learner, obs)
-        action = choose(learner, rng)
-        if learner.average_reward and discount == 0.0:
-            learner.last[1], learner.rate[1], learner.rate[2] = 1, reward, duration
-            return action  # what is remembered stays: begin learns from it
-        learn(learner, reward, discount, duration, action)
-        return remember(learner, action)
-
-    return begin, step
-
-
-@lean
-def linear_decide(params, memory, obs):
-    """Greedy action: params = (w (F, A), dims, edges, strides, offsets of a TileCoding), memory (A,) is scratch."""
-    w, dims, edges, strides, offsets = params
-    for a in range(len(memory)):
-        memory[a] = 0.0
-    for t in range(len(dims)):
-        index = tile_index(dims, edges, strides, offsets, obs, t)
-        for a in range(len(memory)):
-            memory[a] += w[index, a]
-    return first_greedy(memory)
-
-
-@njit
-def batch_values(w, tiles, observations, out):
-    """(n, A) action values of (n, D) observations."""
-    features = np.zeros(len(tiles.dims), np.int64)
-    for i in range(len(observations)):
-        active(tiles, observations[i], features)
-        linear_values(w, features, out[i])
+    return decide, values
 
 
 @dataclass(frozen=True)
@@ -158,6 +70,10 @@ class LinearSettings(StepSettings):
     """Discount factor, in [0, 1]; 1 for average reward."""
     q_init: float = 0.0
     """Initial action values."""
+    lambda_: float = 0.0
+    """Decay of the eligibility traces beside gamma, in [0, 1]; 0 for one-step learning."""
+    trace: Literal["accumulating", "replacing", "dutch"] = "accumulating"
+    """Kind of traces; dutch ones make Sarsa the true online Sarsa(lambda), the other agents have none."""
     average_reward: bool = False
     """Learn values relative to the average reward per unit of time in place of discounted ones."""
     eta: float = 0.1
@@ -172,6 +88,9 @@ class LinearSettings(StepSettings):
     def __post_init__(self):
         super().__post_init__()
         check("gamma", self.gamma, 0, 1)
+        check("lambda_", self.lambda_, 0, 1)
+        if self.trace not in TRACES:
+            raise SettingsError(f"trace must be one of {', '.join(TRACES)}, got {self.trace!r}")
         check("eta", self.eta, 0, 1e6)
         check("q_init", self.q_init, -1e300, 1e300)
         check("rho_init", self.rho_init, -1e300, 1e300)
@@ -182,41 +101,56 @@ class LinearSettings(StepSettings):
 
 
 class LinearAgent(Agent):
-    """An agent with tile-coded linear action values, for Box observations and Discrete actions.
+    """An agent whose action values are linear in sparse binary features, for Discrete actions.
 
-    :param features: a `TileCoding`; by default `uniform_tiles` over the bounds of the observation space
+    Observations are vectors (a Box of one dimension), or dicts of a vector and of tokens as Draft-v0 gives them with
+    `observe="tokens"`: `{"vector": Box (n,), "tokens": MultiDiscrete (k,)}`. The features see those as one vector of n + k
+    entries, first the vector's.
+
+    :param features: a `TileCoding` or `HashedFeatures`; by default `uniform_tiles` over the bounds of a Box
+    :raises SpaceError: spaces of another kind, features of dimensions that the observation lacks, no default for the space
     """
 
     Settings = LinearSettings
+    bootstrap: ClassVar[Any]  # compiled (q_tm1, a_tm1, r_t, discount_t, q_t, a_t, epsilon) -> error
+    kinds: ClassVar[tuple[str, ...]] = TRACES[:2]  # of traces that the rule has
+    cut: ClassVar[bool] = False  # zero the traces after an action that isn't greedy
 
-    def __init__(self, env, *, seed: int | None = None, features: TileCoding | None = None, **hyperparameters):
+    def __init__(self, env, *, seed: int | None = None, features: Features | None = None, **hyperparameters):
         self.features = features
         super().__init__(env, seed=seed, **hyperparameters)
 
     @classmethod
     def check_spaces(cls, observation_space: spaces.Space, action_space: spaces.Space) -> None:
-        if not isinstance(observation_space, spaces.Box) or len(observation_space.shape) != 1:
+        if n_inputs(observation_space) is None:
             way_out = (
                 "use a tabular agent (q-learning)"
                 if isinstance(observation_space, spaces.Discrete)
                 else "wrap the env in FlattenObservation"
             )
-            raise SpaceError(f"{cls.name} needs a Box observation space of one dimension, got {observation_space}: {way_out}")
+            raise SpaceError(
+                f"{cls.name} needs a Box observation space of one dimension, or a Dict of such a vector and of tokens, "
+                f"got {observation_space}: {way_out}"
+            )
         super().check_spaces(observation_space, action_space)
 
     def make_learner(self) -> LinearLearner:
-        if self.features is None:
-            self.features = default_tiles(self.observation_space, self.settings.bins, self.settings.tilings)
-        tiles, settings = self.features, self.settings
-        size = self.observation_space.shape[0]  # pyright: ignore[reportOptionalSubscript]
-        if tiles.dims.max() >= size:
-            raise SpaceError(f"features use dimension {tiles.dims.max()}, observations have {size} (counted from 0)")
-        shape = (tiles.n_features, self.n_actions)
+        settings = self.settings
+        if settings.trace not in self.kinds:
+            raise SettingsError(f"{self.name} has no {settings.trace} traces: trace must be one of {', '.join(self.kinds)}")
+        features = self.make_features()
+        shape, decay = (features.n_features, self.n_actions), settings.gamma * settings.lambda_
         averaged = shape if settings.average else (0, 0)
+        rules = (
+            traced_rule(features.rule, self.bootstrap, settings.trace, self.cut)
+            if decay
+            else one_step_rule(features.rule, self.bootstrap)
+        )
+        self.begin_rule, self.step_rule = rules  # pyright: ignore[reportAttributeAccessIssue]  they depend on the settings here
         return LinearLearner(
-            w=np.full(shape, settings.q_init / tiles.n_tilings),
-            tiles=tiles,
-            active=np.zeros((2, tiles.n_tilings), np.int64),
+            w=np.full(shape, settings.q_init / features.n_active),
+            features=features,
+            active=np.zeros((2, features.n_active), np.int64),
             q=np.zeros((2, self.n_actions)),
             last=np.zeros(2, np.int64),
             rate=np.array([settings.rho_init if settings.average_reward else 0.0, 0.0, 0.0], np.float64),
@@ -227,15 +161,36 @@ class LinearAgent(Agent):
             schedule=settings.schedule(),
             eta=float(settings.eta) if settings.average_reward else 0.0,
             average_reward=bool(settings.average_reward),
+            traces=new_traces(shape, features.n_active, decay, bool(settings.average)) if decay else (),
         )
 
+    def make_features(self) -> Features:
+        """`features` as they were given, or else tiles over the observation's bounds."""
+        if self.features is None:
+            self.features = default_tiles(self.observation_space, self.settings.bins, self.settings.tilings)
+        if self.features.n_inputs > self.n_inputs:
+            raise SpaceError(
+                f"features use dimension {self.features.n_inputs - 1}, observations have {self.n_inputs} (counted from 0)"
+            )
+        return self.features
+
     def settings_from(self, meta: dict[str, Any], arrays: dict[str, np.ndarray]) -> Any:
-        self.features = TileCoding(*(arrays[f"learner.tiles.{name}"] for name in TileCoding._fields))
+        prefix = "learner.features."
+        stored = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+        kind = next((kind for kind in (TileCoding, HashedFeatures) if set(kind._fields) == stored.keys()), None)
+        if kind is None:
+            raise CheckpointError(f"the checkpoint holds no features that this version knows, only {sorted(stored)}: train again")
+        self.features = kind(**stored)
         return super().settings_from(meta, arrays)
 
     @property
     def table(self) -> LinearLearner:
         return self.learner
+
+    @property
+    def n_inputs(self) -> int:
+        """Length of an observation as the features see it."""
+        return cast(int, n_inputs(self.observation_space))
 
     @property
     def rho(self) -> float:
@@ -245,40 +200,66 @@ class LinearAgent(Agent):
     def weights(self) -> np.ndarray:
         """(F, A) weights that `predict` serves: averaged over the last steps where `average` says so."""
         x = self.learner
-        return average(x.w, x.total, x.since, float(x.clock[0]), x.schedule.average_start) if x.total.size else x.w
+        w, total, since = settled(x) if x.traces and x.traces.count[0] else (x.w, x.total, x.since)
+        return average(w, total, since, float(x.clock[0]), x.schedule.average_start) if total.size else w
 
     def values(self, observations: np.ndarray) -> np.ndarray:
-        """(n, A) action values of (n, D) observations."""
-        out = np.zeros((len(observations), self.n_actions))
-        batch_values(self.weights(), self.learner.tiles, np.ascontiguousarray(observations, np.float64), out)
+        """(n, A) action values of (n, D) observations, tokens behind the vector."""
+        out, x = np.zeros((len(observations), self.n_actions)), self.learner
+        readers(x.features.rule)[1](self.weights(), x.features, np.ascontiguousarray(observations, np.float64), out)
         return out
 
     def policy(self) -> Decision:
-        return Decision(linear_decide, (self.weights().copy(), *self.learner.tiles), np.zeros(self.n_actions))
+        features = self.learner.features
+        return Decision(readers(features.rule)[0], cast(Any, (self.weights().copy(), features)), np.zeros(self.n_actions))
 
     def blank_observation(self) -> np.ndarray:
-        return np.zeros(self.observation_space.shape or ())
+        return np.zeros(self.n_inputs)
 
     def encode(self, obs: Any) -> np.ndarray:
-        vector = np.array(obs, np.float64)
-        if vector.shape != self.observation_space.shape:
+        vector = self._joined(obs)
+        if vector.shape != (self.n_inputs,):
             raise SpaceError(f"expected an observation of {self.observation_space}, got an array of shape {vector.shape}")
         return vector
 
     def batch(self, obs: Any) -> tuple[np.ndarray, bool]:
-        vectors = np.asarray(obs, np.float64)
-        shape = self.observation_space.shape or ()
-        if vectors.shape[-1:] != shape or vectors.ndim > 2:
+        vectors = self._joined(obs)
+        if vectors.shape[-1:] != (self.n_inputs,) or vectors.ndim > 2:
             raise SpaceError(f"expected observations of {self.observation_space}, got an array of shape {vectors.shape}")
-        return vectors.reshape(-1, *shape), vectors.ndim == 1
+        return vectors.reshape(-1, self.n_inputs), vectors.ndim == 1
+
+    def _joined(self, obs: Any) -> np.ndarray:
+        """A copy as float64; the parts of a dict one behind the other."""
+        if not isinstance(self.observation_space, spaces.Dict):
+            return np.array(obs, np.float64)
+        parts = [np.asarray(obs[key], np.float64) for key in PARTS] if isinstance(obs, dict) and obs.keys() >= set(PARTS) else []
+        if not parts or parts[0].ndim == 0 or parts[0].shape[:-1] != parts[1].shape[:-1]:
+            raise SpaceError(f"expected an observation of {self.observation_space}, got {obs!r}")
+        return np.concatenate(parts, axis=-1)
 
     def greedy_actions(self, batch: np.ndarray) -> np.ndarray:
         return self.values(batch).argmax(axis=1)
 
 
+def n_inputs(space: spaces.Space) -> int | None:
+    """Length of an observation as the features see it, None where the space is neither a vector nor a vector with tokens."""
+    if isinstance(space, spaces.Box) and len(space.shape) == 1:
+        return space.shape[0]
+    if isinstance(space, spaces.Dict) and set(space.spaces) == set(PARTS):
+        vector, tokens = (space[key] for key in PARTS)
+        if (
+            isinstance(vector, spaces.Box)
+            and isinstance(tokens, spaces.MultiDiscrete)
+            and len(vector.shape) == len(tokens.shape) == 1
+        ):
+            return vector.shape[0] + tokens.shape[0]
+    return None
+
+
 def default_tiles(space: spaces.Space, bins: int, tilings: int) -> TileCoding:
-    """`uniform_tiles` over a Box's bounds; SpaceError where one is infinite or there are too many tiles."""
-    assert isinstance(space, spaces.Box)
+    """`uniform_tiles` over a Box's bounds; SpaceError where there are none, one is infinite or there are too many tiles."""
+    if not isinstance(space, spaces.Box):
+        raise SpaceError(f"tiles by default need a Box, got {space}: pass features=hashed_features(edges, tokens=...)")
     if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()) or np.abs([space.low, space.high]).max() > 1e30:
         raise SpaceError(f"tiles need finite bounds, {space} has infinite ones: pass features=tile_coding(...) with bin edges")
     try:
@@ -288,21 +269,23 @@ def default_tiles(space: spaces.Space, bins: int, tilings: int) -> TileCoding:
 
 
 class LinearSarsa(LinearAgent):
-    """Episodic or average-reward semi-gradient Sarsa (Sutton & Barto sec. 10.1 and 10.3)."""
+    """Semi-gradient Sarsa(lambda) (Sutton & Barto sec. 10.1, 10.3, 12.7), with dutch traces the true online one."""
 
     name = "linear-sarsa"
-    begin_rule, step_rule = (staticmethod(cast(Callable, rule)) for rule in linear_rule(sarsa_bootstrap))
+    bootstrap = staticmethod(sarsa_bootstrap)
+    kinds = TRACES
 
 
 class LinearExpectedSarsa(LinearAgent):
-    """Semi-gradient Expected Sarsa."""
+    """Semi-gradient Expected Sarsa(lambda) (Sutton & Barto sec. 12.9; on-policy, so all importance ratios are 1)."""
 
     name = "linear-expected-sarsa"
-    begin_rule, step_rule = (staticmethod(cast(Callable, rule)) for rule in linear_rule(expected_sarsa_bootstrap))
+    bootstrap = staticmethod(expected_sarsa_bootstrap)
 
 
 class LinearQ(LinearAgent):
-    """Semi-gradient Q-learning; off-policy bootstrapping with linear values may diverge (Sutton & Barto sec. 11.3)."""
+    """Semi-gradient Q-learning, with traces Watkins's Q(lambda) (Sutton & Barto sec. 11.3, 12.10); it may diverge off-policy."""
 
     name = "linear-q"
-    begin_rule, step_rule = (staticmethod(cast(Callable, rule)) for rule in linear_rule(q_learning_bootstrap))
+    bootstrap = staticmethod(q_learning_bootstrap)
+    cut = True

@@ -31,7 +31,7 @@ def training_loop(env_reset, env_step, begin, step, vector: bool):
     :param vector: the observation is an array, which env_step returns
     :return: `loop(env, learner, gamma, steps, limit, env_rng, rng, obs, standing) -> obs`
     """
-    compiler = njit if vector else lean
+    compiler = njit(nogil=True) if vector else lean
 
     @compiler
     def loop(env, learner, gamma, steps, limit, env_rng, rng, obs, standing):

@@ -1,6 +1,7 @@
 """Run folders: `runs/<env>/<agent>/seed<k>/` with config.json, progress.csv, TensorBoard events and a checkpoint."""
 
 import csv
+import io
 import json
 import sys
 import time
@@ -80,18 +81,18 @@ class RunLogger:
 
 
 def read_progress(path: Path) -> list[dict[str, Any]]:
-    """The complete rows of a progress.csv, numbers as floats and steps as ints; an empty list where there is no file."""
+    """The complete rows of a progress.csv, numbers as floats (an empty string where there is none) and steps as ints; an empty
+    list where there is no file. A line that a kill cut off has no line end, and is left out."""
     rows = []
-    if path.is_file():
-        with open(path, newline="") as file:
-            for row in csv.DictReader(file):
-                try:
-                    numbers: dict[str, Any] = {k: float(v) if v else "" for k, v in row.items() if k in COLUMNS}
-                    numbers[STEP] = int(row[STEP])
-                except (TypeError, ValueError):
-                    continue  # cut off by a kill
-                if len(numbers) == len(COLUMNS) and row[COLUMNS[-1]]:
-                    rows.append(numbers)
+    text = path.read_bytes().decode(errors="replace") if path.is_file() else ""
+    for row in csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline="")):
+        try:
+            numbers: dict[str, Any] = {k: float(v) if v else "" for k, v in row.items() if k in COLUMNS}
+            numbers[STEP] = int(row[STEP])
+        except (TypeError, ValueError, KeyError):
+            continue  # not a row of ours
+        if len(numbers) == len(COLUMNS) and None not in row.values():
+            rows.append(numbers)
     return rows
 
 
@@ -99,4 +100,4 @@ def progress(total: int, *, enabled: bool) -> Any:
     """A tqdm bar that shows itself after two seconds, on a terminal only."""
     from tqdm import tqdm
 
-    return tqdm(total=total, unit="step", unit_scale=True, delay=2, disable=not (enabled and sys.stderr.isatty()))
+    return tqdm(total=total, unit="step", unit_scale=True, delay=2, leave=False, disable=not (enabled and sys.stderr.isatty()))

@@ -137,19 +137,16 @@ def accept_tv_optimal(p, q, rate):
 
 
 @njit
-def _upper_level(p, q, a):
-    """b >= 1 with sum (p/b - q)_+ = sum (q - p/a)_+, found on the sorted ratios p/q (sum is piecewise linear in
-    1/b).
+def _upper_level(p, q, mass):
+    """c >= 1 with sum (p/c - q)_+ = mass, found on the sorted ratios p/q (the sum is piecewise linear in 1/c); infinite for
+    no mass where q misses a token that p has.
     """
-    mass = 0.0
-    for x in range(p.size):
-        mass += max(q[x] - p[x] / a, 0.0)
     ratio = np.empty(p.size)
     for x in range(p.size):
         ratio[x] = np.inf if q[x] <= 0.0 else p[x] / q[x]
     order = np.argsort(-ratio)
     sum_p, sum_q = 0.0, 0.0
-    level = np.inf  # tokens with p/q above b share p/b - q
+    level = np.inf  # tokens with p/q above c share p/c - q
     for i in range(p.size):
         x = order[i]
         if p[x] <= 0.0:
@@ -158,22 +155,39 @@ def _upper_level(p, q, a):
             break
         sum_p += p[x]
         sum_q += q[x]
-        level = sum_p / (mass + sum_q)
+        level = np.inf if mass + sum_q <= 0.0 else sum_p / (mass + sum_q)
     return max(level, 1.0)
 
 
 @njit
-def mentored(p, q, a):
+def _mentored_rejection(p, q, a, through):
+    """sum (q - p/a)_+, at a = 0 what is left of q where p is zero."""
+    mass = 0.0
+    for x in range(p.size):
+        if a > 0.0:
+            mass += max(q[x] - p[x] / a, 0.0)
+        elif p[x] <= 0.0:
+            mass += (1.0 - through) * q[x]
+    return mass
+
+
+@njit
+def mentored(p, q, a, through=0.0):
     """The mentored rule at the lenience a: b = min(1, p/(a q)), s proportional to (p/c - q)_+ with c >= 1 fixed by a.
 
     Of all rules with this rejection rate it emits the law nearest to p: e = max(min(q, p/a), p/c), the drafter's law
-    clipped to a band around p.
+    clipped to a band around p. At a = 0 only tokens that p hasn't are rejected, and only a share of them.
 
-    :param a: in (0, 1]; 1 is the exact rule
+    :param a: in [0, 1]; 1 is the exact rule
+    :param through: at a = 0, the share in [0, 1] of tokens with p = 0 that are accepted all the same; 1 accepts everything
     :return: b (V,), s (V,), c
     """
     b = accept_with_lenience(p, q, a)
-    c = _upper_level(p, q, a)
+    if a <= 0.0:
+        for x in range(p.size):
+            if p[x] <= 0.0:
+                b[x] = through
+    c = _upper_level(p, q, _mentored_rejection(p, q, a, through))
     s = np.empty(p.size)
     total = 0.0
     for x in range(p.size):
@@ -186,24 +200,26 @@ def mentored(p, q, a):
 
 @njit
 def mentored_budget(p, q, budget):
-    """The mentored rule that spends a KL budget: the smallest a whose KL(p || e) is at most the budget, by bisection
-    in (0, 1].
+    """The mentored rule that spends a KL budget: the smallest a, and at a = 0 the largest `through`, whose KL(p || e) is at
+    most the budget, by bisection.
 
     :param budget: D in nats; 0 is the exact rule, D >= KL(p || q) accepts everything
-    :return: b (V,), s (V,), a (0 when everything is accepted)
+    :return: b (V,), s (V,), a
     """
     if divergence(p, q) <= budget:
         return np.ones(p.size), p.copy(), 0.0
+    b, s, _ = mentored(p, q, 0.0)
+    inside = divergence(p, emitted(q, b, s)) <= budget  # then all that p has is accepted, and `through` is looked for
     low, high = 0.0, 1.0
     for _ in range(60):
-        a = 0.5 * (low + high)
-        b, s, _ = mentored(p, q, a)
-        if divergence(p, emitted(q, b, s)) <= budget:
-            high = a
+        middle = 0.5 * (low + high)
+        b, s, _ = mentored(p, q, 0.0, middle) if inside else mentored(p, q, middle)
+        if (divergence(p, emitted(q, b, s)) <= budget) != inside:
+            high = middle
         else:
-            low = a
-    b, s, _ = mentored(p, q, high)
-    return b, s, high
+            low = middle
+    b, s, _ = mentored(p, q, 0.0, low) if inside else mentored(p, q, high)
+    return b, s, 0.0 if inside else high
 
 
 @njit
@@ -214,16 +230,24 @@ def mentored_price(p, q, price):
     Moving emitted mass from a token at the lower edge of the band (e = p/c) to one at the upper edge (e = p/a) raises
     acceptance by that mass and KL by (c - a) times it; c - a falls from infinity to 0 as a rises to 1, so the
     multiplier fixes a. One multiplier shared by all positions solves the budget of a whole sequence where an accepted
-    token has the same worth everywhere.
+    token has the same worth everywhere. (Where p is zero nothing is lost by emitting but what others then lack: at a = 0
+    such tokens are let through until c is 1 / price.)
 
     :param price: acceptances per nat, > 0
     :return: b (V,), s (V,), a
     """
     gap = 1.0 / price
+    foreign = _mentored_rejection(p, q, 0.0, 0.0)
+    if _upper_level(p, q, foreign) <= gap:
+        lacking = 0.0
+        for x in range(p.size):
+            lacking += max(p[x] / gap - q[x], 0.0)
+        b, s, _ = mentored(p, q, 0.0, 1.0 if foreign <= 0.0 else max(1.0 - lacking / foreign, 0.0))
+        return b, s, 0.0
     low, high = 0.0, 1.0
     for _ in range(60):
         a = 0.5 * (low + high)
-        if _upper_level(p, q, a) - a <= gap:
+        if _upper_level(p, q, _mentored_rejection(p, q, a, 0.0)) - a <= gap:
             high = a
         else:
             low = a

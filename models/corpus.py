@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
+
 SPLITS = ("train", "validation", "test")
 HELD_OUT = 0.05  # share of the bytes that goes to validation, and as much to test
 SOURCE_CAP = 11000  # bytes of code taken from one file of the standard library, beside its docstrings
@@ -329,3 +331,12 @@ def _cut(text: str, length: int) -> str:
         return text
     end = text.rfind("\n\n", 0, length)
     return text[: end if end > 0 else length]
+
+
+def draw_prompts(text: bytes, count: int, length: int, seed: int) -> np.ndarray:
+    """(count, length) int64 windows of a text, at random places that don't overlap where there is room."""
+    tokens = np.frombuffer(text, np.uint8).astype(np.int64)
+    places = max(len(tokens) // length, 1)
+    rng = np.random.default_rng(seed)
+    starts = rng.choice(places, size=count, replace=count > places) * length
+    return np.stack([tokens[s : s + length] for s in np.minimum(starts, len(tokens) - length)])

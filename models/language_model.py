@@ -133,24 +133,30 @@ def bits_per_byte(model: LanguageModel, tokens: np.ndarray, *, length: int | Non
     if len(tokens) < 2:
         raise ValueError(f"tokens must hold at least 2, got {len(tokens)}")
     nats = 0.0
-    for begin, logits in _sweep(model, tokens, length, batch):
+    for begin, logits in sweep_logits(model, tokens, length, batch):
         target = torch.from_numpy(tokens[begin + 1 : begin + 1 + len(logits)].astype(np.int64))
         nats += F.cross_entropy(logits[: len(target)].double(), target, reduction="sum").item()
     return nats / math.log(2) / (len(tokens) - 1)
 
 
 def predict_argmax(model: LanguageModel, tokens: np.ndarray, *, length: int | None = None, batch: int = 16) -> np.ndarray:
-    """(N,) int64: the model's top choice for the token after each of `tokens`, with contexts as in `bits_per_byte`."""
+    """(N,) int64: the model's top choice for the token after each of `tokens`; contexts are at least length / 4 tokens."""
     top = np.empty(len(tokens), dtype=np.int64)
-    for begin, logits in _sweep(model, tokens, length, batch):
+    for begin, logits in sweep_logits(model, tokens, length, batch, overlap=0.25):
         top[begin : begin + len(logits)] = logits.argmax(-1).numpy()
     return top
 
 
-def _sweep(model: LanguageModel, tokens: np.ndarray, length: int | None, batch: int) -> Iterator[tuple[int, Tensor]]:
-    """(first position, logits (n, V)) that together cover every position of the text once."""
+def sweep_logits(
+    model: LanguageModel, tokens: np.ndarray, length: int | None = None, batch: int = 16, *, overlap: float = 0.5
+) -> Iterator[tuple[int, Tensor]]:
+    """(first position, logits (n, V)) that together cover every position of the text once.
+
+    :param length: of a window, by default the model's longest context
+    :param overlap: share of a window that the one before it has covered: what the first of its logits see of the text
+    """
     size = min(length or model.config.max_length, model.config.max_length, len(tokens))
-    starts = list(range(0, len(tokens) - size, max(size // 2, 1))) + [len(tokens) - size]
+    starts = list(range(0, len(tokens) - size, max(int(size * (1 - overlap)), 1))) + [len(tokens) - size]
     done = 0
     for i in range(0, len(starts), batch):
         chosen = np.array(starts[i : i + batch])

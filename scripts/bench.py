@@ -53,7 +53,7 @@ def drawn_trace(contexts: int = 256, n_tokens: int = 64, depth: int = DEFAULT_CO
         proposals[..., k] = np.where(k < accepted, emitted, (emitted + 1) % 256)
     return Trace(
         tokens=tokens,
-        before=np.zeros((contexts, 2), np.int32),
+        prompts=np.zeros((contexts, 2), np.int32),
         proposals=proposals,
         features=np.asarray(chain["features"], np.float32)[bins],
         target_prob=probability,

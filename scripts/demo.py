@@ -9,30 +9,27 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from tdraft.agents import decoding_evaluation as ev
-from tdraft.agents.decoding_baselines import tune_all
-from tdraft.agents.decoding_bounds import clairvoyant, informed
-from tdraft.agents.decoding_learning import LearnedPolicies, train_policies
-from tdraft.envs.decoding.draft import Replay
-from tdraft.envs.decoding.dynamics import ACCEPTED_TOKENS, CALLS, DECISIONS, DRAFTED, TOKENS
-from tdraft.models.corpus import Corpus, default_corpus, load_corpus
+from tdraft.agents.policy_files import save_policy
+from tdraft.models.corpus import Corpus, default_corpus, draw_prompts, load_corpus
 from tdraft.models.decoding import observation as ob
 from tdraft.models.decoding.calibration import fit_calibration
 from tdraft.models.decoding.cost import CostModel
-from tdraft.models.decoding.decoder import SpeculativeDecoder
 from tdraft.models.decoding.drafters import Drafter, LMDrafter, NGramDrafter
-from tdraft.models.decoding.policy import DraftPolicy
-from tdraft.models.decoding.record import measure_cost, record
+from tdraft.models.decoding.record import measure_cost, record, sweep, text_logits
 from tdraft.models.decoding.sampling import Sampling
 from tdraft.models.decoding.trace import Trace
 from tdraft.models.files import atomic_write
 from tdraft.models.language_model import LanguageModel, LMConfig
 from tdraft.models.ngram import NGram
 from tdraft.models.training import TrainConfig, bits_per_byte, has_fast_bf16, predict_argmax, train_language_model
+from tdraft.scripts.comparison import Comparison, compare
+from tdraft.scripts.live import NEAR_TIE, decode_live
 from tdraft.scripts.report import write_report
 from tdraft.scripts.results import machine, write_rows
+from tdraft.scripts.robustness import Material, robustness
+
+DISTILLED, ONE_LAYER = "distilled 6-gram", "one-layer LM"
 
 
 @dataclass(frozen=True)
@@ -40,22 +37,28 @@ class Demo:
     """Train a target, build drafters, record traces, learn when to stop drafting, and decode with it."""
 
     out: Path = Path("runs/demo")
-    """folder of models, traces, report.md, report.json, plots and TensorBoard events"""
+    """folder of models, traces, policies, report.md, report.json, plots and TensorBoard events"""
     corpus: Path | None = None
     """a file or folder of your own text; by default Python's own documentation and sources"""
     resume: bool = False
     """reuse the models and traces that a former run left in --out"""
-    target_seconds: float = 130.0
+    sb3: bool = False
+    """train Stable-Baselines3's PPO and DQN too, at the measured costs"""
+    target_seconds: float = 110.0
     """training time of the target"""
-    drafter_seconds: float = 25.0
+    drafter_seconds: float = 20.0
     """training time of the one-layer drafter"""
-    contexts: int = 304
+    distil_bytes: int = 1_200_000
+    """training text that the n-gram is relabelled on with the target's choices"""
+    sweep_bytes: int = 400_000
+    """training text behind it that the predictor of acceptance reads first"""
+    contexts: int = 400
     """held-out test contexts"""
-    train_contexts: int = 224
+    train_contexts: int = 256
     """contexts that agents train on"""
-    validation_contexts: int = 96
+    validation_contexts: int = 128
     """contexts that baselines are tuned and agents chosen on"""
-    live_contexts: int = 12
+    live_contexts: int = 24
     """test contexts decoded live, on the wall clock"""
     prompt: int = 96
     """bytes of a prompt"""
@@ -65,8 +68,10 @@ class Demo:
     """K, the longest draft"""
     seeds: int = 5
     """seeds of each agent"""
-    timesteps: int = 20_000_000
+    timesteps: int = 10_000_000
     """environment steps of each training"""
+    sb3_timesteps: int = 100_000
+    """environment steps of each training of Stable-Baselines3's agents"""
     temperatures: tuple[float, ...] = (0.0, 0.8)
     seed: int = 0
     json: Path | None = None
@@ -93,6 +98,7 @@ class Models:
     target: LanguageModel
     drafters: dict[str, Drafter]
     bits: dict[str, float]  # bits per byte on the test split
+    swept: tuple[np.ndarray, np.ndarray]  # text that the n-gram's labels have not seen, and the target's logits on it
 
 
 def build_models(demo: Demo, corpus: Corpus, stage: Stage) -> Models:
@@ -120,16 +126,15 @@ def build_models(demo: Demo, corpus: Corpus, stage: Stage) -> Models:
         model.save(path)
         return model
 
-    longest = demo.prompt + demo.tokens + demo.depth + 2
-    config = LMConfig(d_model=128, n_layers=4, n_heads=4, max_length=max(longest, 256))
+    length = max(demo.prompt + demo.tokens + demo.depth + 2, 256)
+    config = LMConfig(d_model=128, n_layers=4, n_heads=4, max_length=length)
     target = stage("train the target", lambda: language_model("target", config, demo.target_seconds))
     ngram = stage("count n-grams", lambda: counted("ngram", lambda: NGram.fit(train, order=6)))
-    sample = train[:1_500_000]
+    sample, rest = np.split(train[: demo.distil_bytes + demo.sweep_bytes], [min(demo.distil_bytes, len(train) * 3 // 4)])
     distilled = stage(
-        "distil n-grams",
-        lambda: counted("distilled", lambda: ngram.distill(sample, predict_argmax(target, sample))),
+        "distil n-grams", lambda: counted("distilled", lambda: ngram.distill(sample, predict_argmax(target, sample)))
     )
-    small = LMConfig(d_model=64, n_layers=1, n_heads=2, max_length=max(longest, 256))
+    small = LMConfig(d_model=64, n_layers=1, n_heads=2, max_length=length)
     drafter = stage("train the drafter", lambda: language_model("drafter", small, demo.drafter_seconds))
     probe = test[:100_000]
     bits = stage(
@@ -140,30 +145,29 @@ def build_models(demo: Demo, corpus: Corpus, stage: Stage) -> Models:
             "ngram": float(ngram.bits_per_token(probe)),
         },
     )
-    return Models(target, {"distilled 6-gram": NGramDrafter(distilled), "one-layer LM": LMDrafter(drafter)}, bits)
-
-
-def draw_prompts(text: bytes, count: int, length: int, seed: int) -> np.ndarray:
-    """(count, length) int64 windows of a text, at random places that don't overlap where there is room."""
-    tokens = np.frombuffer(text, np.uint8).astype(np.int64)
-    places = max(len(tokens) // length, 1)
-    rng = np.random.default_rng(seed)
-    starts = rng.choice(places, size=count, replace=count > places) * length
-    return np.stack([tokens[s : s + length] for s in np.minimum(starts, len(tokens) - length)])
+    swept = rest, stage("sweep more text", lambda: text_logits(target, rest))
+    return Models(target, {DISTILLED: NGramDrafter(distilled), ONE_LAYER: LMDrafter(drafter)}, bits, swept)
 
 
 @dataclass(frozen=True)
 class Traces:
+    """Of one drafter and temperature. The training and validation contexts are of the validation text, which neither model nor
+    n-gram has seen; test contexts are of the test text, with noise of their own."""
+
     train: Trace
     validation: Trace
     test: Trace
+    test_keys: np.ndarray
     calibration: ob.Calibration
     cost: CostModel
 
+    @property
+    def material(self) -> Material:
+        return Material(self.train, self.validation, self.calibration, self.cost)
+
 
 def record_traces(demo: Demo, corpus: Corpus, models: Models, name: str, temperature: float) -> Traces:
-    """Traces of the three splits, the predictor fitted to the first, and the clock. Training and tuning use the validation text,
-    which neither model nor n-gram has seen; tests use the test text and noise of their own."""
+    """Traces of the three splits, the calibration fitted to the first, and the clock."""
     sampling, drafter = Sampling(temperature=temperature), models.drafters[name]
     held_out = draw_prompts(corpus.validation, demo.train_contexts + demo.validation_contexts, demo.prompt, demo.seed)
     prompts = {
@@ -171,27 +175,18 @@ def record_traces(demo: Demo, corpus: Corpus, models: Models, name: str, tempera
         "validation": held_out[demo.train_contexts :],
         "test": draw_prompts(corpus.test, demo.contexts, demo.prompt, demo.seed + 1),
     }
-    traces = {}
+    traces, keys = {}, np.zeros(0)
     for i, (split, texts) in enumerate(prompts.items()):
         path = demo.out / "traces" / f"{slug(name)}-T{temperature:g}-{split}.npz"
+        keys = np.arange(len(texts)) + 1_000_000 * i
         if demo.resume and path.exists():
             traces[split] = Trace.load(path, drafter=drafter.fingerprint, target=models.target.fingerprint)
             continue
-        keys = np.arange(len(texts)) + 1_000_000 * i
-        meta = {"corpus": corpus.hash, "split": split}
-        traces[split] = record(
-            models.target,
-            drafter,
-            texts,
-            demo.tokens,
-            demo.depth,
-            sampling,
-            keys,
-            progress=sys.stderr.isatty(),
-            meta=meta,
-        )
+        options = {"progress": sys.stderr.isatty(), "meta": {"corpus": corpus.hash, "split": split}}
+        traces[split] = record(models.target, drafter, texts, demo.tokens, demo.depth, sampling, keys, **options)
         traces[split].save(path)
-    calibration = fit_calibration(traces["train"])
+    text, logits = models.swept
+    calibration = fit_calibration(traces["train"], sweep=sweep(logits, text, drafter, sampling))
     path = demo.out / "traces" / f"{slug(name)}-T{temperature:g}-cost.json"
     if demo.resume and path.exists():
         cost = CostModel.load(path)
@@ -200,7 +195,7 @@ def record_traces(demo: Demo, corpus: Corpus, models: Models, name: str, tempera
         cost.save(path)
     if isinstance(drafter, NGramDrafter):
         drafter.token_seconds = cost.draft * cost.unit_seconds
-    return Traces(traces["train"], traces["validation"], traces["test"], calibration, cost)
+    return Traces(traces["train"], traces["validation"], traces["test"], keys, calibration, cost)
 
 
 def slug(name: str) -> str:
@@ -210,70 +205,14 @@ def slug(name: str) -> str:
 def regimes(name: str, cost: CostModel) -> dict[str, CostModel]:
     """The measured costs, and draft tokens at a tenth and three tenths of a step for the drafter that costs nothing."""
     found = {"measured": cost}
-    if name == "distilled 6-gram":
+    if name == DISTILLED:
         found |= {f"draft={price:g}": cost.with_draft(price) for price in (0.1, 0.3)}
     return found
 
 
-@dataclass
-class Section:
-    """One drafter, temperature and cost regime: every policy on the test contexts."""
-
-    entry: dict
-    counts: dict[str, np.ndarray]
-    policies: dict[str, DraftPolicy]
-    learned: LearnedPolicies
-    cost: CostModel
-
-
-def compare(demo: Demo, models: Models, name: str, temperature: float, regime: str, cost: CostModel, traces: Traces) -> Section:
-    """Tune, train and evaluate every policy in one regime."""
-    validation = Replay(traces.validation, traces.calibration, cost, shuffle=False)
-    test = Replay(traces.test, traces.calibration, cost, shuffle=False)
-    baselines = tune_all(validation)
-    static = next(p for p in baselines if p.name.startswith("static"))
-    rate = ev.speedup(ev.play(validation, static, texts=len(traces.validation.tokens)))
-    learned = train_policies(
-        Replay(traces.train, traces.calibration, cost),
-        validation,
-        rate=rate,
-        seeds=range(demo.seed, demo.seed + demo.seeds),
-        timesteps=demo.timesteps,
-        log_dir=demo.out / "tensorboard" / f"{slug(name)}-T{temperature:g}-{regime}",
-    )
-    texts = len(traces.test.tokens)
-    counts = {p.name: ev.play(test, p, texts=texts) for p in [*baselines, *learned.policies]}
-    bounds = {"clairvoyant": clairvoyant(traces.test, cost), "informed": informed(traces.test, cost)}
-    bootstrap = ev.Bootstrap.draw(texts, seed=demo.seed)
-    speed = {key: ev.speedup(value) for key, value in (counts | bounds).items()}
-
-    def gap(key: str, bound: str) -> float | None:
-        width = speed[bound] - speed[static.name]
-        return None if width < 0.01 * speed[static.name] else (speed[key] - speed[static.name]) / width
-
-    rows = []
-    for key, value in (counts | bounds).items():
-        kind = "bound" if key in bounds else "learned" if key in learned.names else "baseline"
-        difference = ev_difference(bootstrap, value, counts[baselines[0].name])
-        rows.append(
-            {
-                "name": key,
-                "kind": kind,
-                "speedup": speed[key],
-                "ci95": bootstrap.interval(value),
-                "tokens_per_call": float(value[:, TOKENS].sum() / value[:, CALLS].sum()),
-                "accepted_length": float(value[:, ACCEPTED_TOKENS].sum() / value[:, CALLS].sum()),
-                "drafted_per_call": float(value[:, DRAFTED].sum() / value[:, CALLS].sum()),
-                "decisions": float(value[:, DECISIONS].sum()),
-                "vs_best_baseline_percent": difference,
-                "gap_closed_informed": gap(key, "informed"),
-                "gap_closed_clairvoyant": gap(key, "clairvoyant"),
-                "wall_speedup": None,
-                "own_cost": None,
-                "identical": None,
-            }
-        )
-    entry = {
+def section_of(demo: Demo, models: Models, name: str, temperature: float, regime: str, traces: Traces, found: Comparison) -> dict:
+    """The report's entry of one drafter, temperature and regime."""
+    return {
         "drafter": name,
         "temperature": temperature,
         "regime": regime,
@@ -282,25 +221,16 @@ def compare(demo: Demo, models: Models, name: str, temperature: float, regime: s
             "bits_per_byte": models.bits["target"],
             "ngram_bits_per_byte": models.bits["ngram"],
         },
-        "cost": cost.to_dict(),
-        "contexts": texts,
+        "cost": found.cost.to_dict(),
+        "contexts": len(traces.test.tokens),
         "repetition_rate": repetition_rate(traces.test.tokens),
         "near_ties": int((traces.test.margin < NEAR_TIE).sum()),
-        "best_static": static.name,
-        "best_baseline": baselines[0].name,
-        "best_learned": learned.names[0],
-        "learned_seeds": learned.validation,
-        "policies": rows,
+        "best_static": found.best["static"],
+        "best_baseline": found.best["baseline"],
+        "best_learned": found.best["learned"],
+        "learned_seeds": found.learned.validation,
+        "policies": [row | {"wall_speedup": None, "own_cost": None, "identical": None} for row in found.rows],
     }
-    return Section(entry, counts, {p.name: p for p in [*baselines, *learned.policies]}, learned, cost)
-
-
-NEAR_TIE = 1e-4
-
-
-def ev_difference(bootstrap: ev.Bootstrap, counts: np.ndarray, other: np.ndarray) -> dict:
-    estimate, low, high = bootstrap.difference(counts, other)
-    return {"estimate": estimate, "ci95": [low, high]}
 
 
 def repetition_rate(tokens: np.ndarray, n: int = 8) -> float:
@@ -316,58 +246,6 @@ def repetition_rate(tokens: np.ndarray, n: int = 8) -> float:
     return repeated / max(total, 1)
 
 
-def decode_live(demo: Demo, corpus: Corpus, models: Models, section: Section, traces: Traces) -> None:
-    """Decode test contexts live with plain decoding, the best static length, the best baseline and the learned policies, and
-    compare texts, rounds and times with the replayed trace. Fills the section's rows in place."""
-    entry, count = section.entry, demo.live_contexts
-    drafter = models.drafters[entry["drafter"]]
-    prompts = draw_prompts(corpus.test, demo.contexts, demo.prompt, demo.seed + 1)[:count]
-    keys = np.arange(count) + 2_000_000
-    ranked = sorted((r for r in entry["policies"] if r["kind"] != "bound"), key=lambda r: -r["speedup"])
-    chosen = dict.fromkeys(["no speculation", entry["best_static"], *section.learned.names[:1], *[r["name"] for r in ranked[:3]]])
-    options = {
-        "calibration": traces.calibration,
-        "sampling": Sampling(temperature=entry["temperature"]),
-        "max_drafted": demo.depth,
-    }
-    decoders = {key: SpeculativeDecoder(models.target, drafter, section.policies[key], **options) for key in chosen}
-    decoders["plain"] = SpeculativeDecoder(models.target, None, None, **options)
-    for decoder in decoders.values():
-        decoder.generate(prompts[0], 16, key=0)  # compile and warm up
-    runs = ev.play_live(decoders, prompts, keys, demo.tokens)
-    plain = runs.pop("plain")
-    near = traces.test.margin[:count] < NEAR_TIE
-    test = Replay(traces.test.select(slice(0, count)), traces.calibration, section.cost, shuffle=False)
-    for row in entry["policies"]:
-        if row["name"] not in runs:
-            continue
-        run = runs[row["name"]]
-        row["wall_speedup"] = plain.seconds / run.seconds
-        row["own_cost"] = run.own_cost
-        differences = []
-        for c in range(count):
-            for reference in (np.array(plain.tokens[c]), traces.test.tokens[c]):
-                place = ev.first_difference(run.tokens[c], reference)
-                if place is not None:
-                    differences.append(
-                        {"context": c, "position": place, "near_tie": bool(near[c, min(place, near.shape[1] - 1)])}
-                    )
-        row["identical"] = not any(not d["near_tie"] for d in differences)
-        row["differences"] = differences
-        replayed = ev.play(test, section.policies[row["name"]], texts=count)
-        live_rounds = np.array([[a.target_calls, a.drafted, accepted_inside(a.rounds, demo.tokens)] for a in run.accounts], float)
-        row["rounds_equal"] = bool(np.array_equal(live_rounds, replayed[:, [CALLS, DRAFTED, ACCEPTED_TOKENS]]))
-
-
-def accepted_inside(rounds: list[tuple[int, int]], n_tokens: int) -> int:
-    """Accepted drafts of (verified, accepted) rounds up to the end of the text, past which a trace knows nothing."""
-    total = position = 0
-    for _, accepted in rounds:
-        total += min(accepted, n_tokens - position)
-        position += accepted + 1
-    return total
-
-
 def run(demo: Demo) -> None:
     """The whole demonstration."""
     logging.getLogger("tdraft").setLevel(logging.WARNING)
@@ -375,32 +253,49 @@ def run(demo: Demo) -> None:
     corpus = stage("read the corpus", lambda: default_corpus() if demo.corpus is None else load_corpus(demo.corpus))
     models = build_models(demo, corpus, stage)
     print("bits/byte on the test split: " + ", ".join(f"{k} {v:.3f}" for k, v in models.bits.items()))
-    torch.set_num_threads(1)  # decoding steps of so small a model are slower on two
-    sections: list[Section] = []
-    for name in models.drafters:
+    sections, materials = [], {}
+    for name, drafter in models.drafters.items():
         for temperature in demo.temperatures:
             label = f"{name}, T = {temperature:g}"
-            traces = stage(f"record {label}", lambda n=name, t=temperature: record_traces(demo, corpus, models, n, t))
+            traces: Traces = stage(f"record {label}", lambda n=name, t=temperature: record_traces(demo, corpus, models, n, t))
+            materials[name, temperature] = traces
             for regime, cost in regimes(name, traces.cost).items():
-                section = stage(
-                    f"learn and compare: {label}, {regime}",
-                    lambda n=name, t=temperature, r=regime, c=cost, tr=traces: compare(demo, models, n, t, r, c, tr),
-                )
+                log_dir = demo.out / "tensorboard" / f"{slug(name)}-T{temperature:g}-{regime}"
+                options = {"seeds": range(demo.seed, demo.seed + demo.seeds), "timesteps": demo.timesteps, "log_dir": log_dir}
+                if demo.sb3 and regime == "measured":
+                    options["sb3_timesteps"] = demo.sb3_timesteps
+                texts = (traces.train, traces.validation, traces.test, traces.calibration, cost)
+                found: Comparison = stage(f"learn and compare: {label}, {regime}", lambda t=texts, o=options: compare(*t, **o))
+                section = section_of(demo, models, name, temperature, regime, traces, found)
                 if regime == "measured":
-                    stage(f"decode live: {label}", lambda s=section, tr=traces: decode_live(demo, corpus, models, s, tr))
+                    live = (models.target, drafter, traces.test, traces.test_keys, traces.calibration, found, section)
+                    stage(f"decode live: {label}", lambda a=live: decode_live(*a, contexts=demo.live_contexts))
+                    save_best(demo.out / "policies" / f"{slug(name)}-T{temperature:g}.npz", found, traces)
                 sections.append(section)
     report = {
         "machine": machine(),
         "demo": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(demo).items()},
         "corpus": {"name": corpus.name, "hash": corpus.hash},
-        "seconds": stage.seconds,
-        "sections": [s.entry for s in sections],
+        "sections": sections,
     }
+    first, last = demo.temperatures[0], demo.temperatures[-1]
+    if first != last:
+        here, elsewhere = materials[DISTILLED, last], materials[DISTILLED, first]
+        work = lambda: robustness(here.material, elsewhere.material, here.test, demo.timesteps)  # noqa: E731
+        report["robustness"] = stage("change the clock, the temperature and the text", work)
+    report["seconds"] = stage.seconds
     with atomic_write(demo.out / "report.json") as temporary:
         temporary.write_text(json.dumps(report, indent=1))
     write_report(report, demo.out)
     if demo.json is not None:
         write_rows(demo.json, rows_of(report))
+
+
+def save_best(path: Path, found: Comparison, traces: Traces) -> None:
+    """The learned policy that is best on validation, as a file that `tdraft decode` takes."""
+    meta = traces.test.meta
+    made_for = {"drafter": meta["drafter"], "target": meta["target"], "temperature": meta["temperature"]}
+    save_policy(path, found.policies[found.best["learned"]], calibration=traces.calibration, cost=traces.cost, **made_for)
 
 
 def rows_of(report: dict) -> list[dict]:

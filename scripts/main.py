@@ -6,18 +6,34 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from types import ModuleType
 
 # Adding a command is adding a line. Its module has `main(argv) -> int | None`, or a dict `COMMANDS` of subcommand -> (dataclass
 # with the options, function that takes one).
 COMMANDS = {
     "train": ("tdraft.scripts.train", "train an agent on a Gymnasium env"),
+    "evaluate": ("tdraft.scripts.evaluate", "play episodes with trained agents"),
+    "plot": ("tdraft.scripts.plot", "draw learning curves of runs"),
     "lm": ("tdraft.scripts.lm", "train or evaluate a byte-level language model"),
+    "trace": ("tdraft.scripts.trace", "record the exact outcome of every decoding policy on a text"),
+    "policies": ("tdraft.scripts.policies", "compare decoding policies with the best rules and bounds"),
+    "decode": ("tdraft.scripts.decode", "continue a prompt under a decoding policy"),
     "demo": ("tdraft.scripts.demo", "learn when to stop drafting, and compare with every baseline"),
     "bench": ("tdraft.scripts.bench", "measure speeds against peers on this machine"),
 }
-# Modules that keep their dataclasses and functions plain: subcommand -> (dataclass, function); "" where there is no subcommand.
-SUBCOMMANDS = {
+# Modules that keep their dataclasses and functions plain: subcommand -> (dataclass, function) or (dataclass, function, module
+# of its own); "" where there is no subcommand.
+SUBCOMMANDS: dict[str, dict[str, tuple[str, ...]]] = {
     "lm": {"train": ("LMTrain", "train"), "eval": ("LMEval", "evaluate")},
+    "trace": {"": ("RecordTrace", "run")},
+    "policies": {
+        "trace": ("TraceTable", "trace"),
+        "simulator": ("SimulatorTable", "simulator", "tdraft.scripts.policies_simulator"),
+        "accept": ("AcceptTable", "accept", "tdraft.scripts.policies_accept"),
+    },
+    "decode": {"": ("Decode", "run")},
+    "evaluate": {"": ("Evaluate", "run")},
+    "plot": {"": ("Plot", "run")},
     "demo": {"": ("Demo", "run")},
     "bench": {"env": ("Bench", "env")},
 }
@@ -39,24 +55,28 @@ def usage() -> str:
     return "\n".join(["usage: tdraft COMMAND [OPTIONS]", "", *lines, "", "tdraft COMMAND --help lists a command's options."])
 
 
-def run(command: str, argv: list[str]) -> int | None:
-    """Import a command's module and run it."""
-    name = COMMANDS[command][0]
+def load(module: str, command: str) -> ModuleType:
+    """Import a command's module."""
     try:
-        module = import_module(name)
+        return import_module(module)
     except ModuleNotFoundError as error:
-        if error.name != name:
+        if error.name != module:
             raise
         raise UsageError(f'the command "{command}" is not in this installation') from None
-    if hasattr(module, "main"):
-        return module.main(argv)
+
+
+def run(command: str, argv: list[str]) -> int | None:
+    """Import a command's module and run it."""
+    name, text = COMMANDS[command]
+    if command not in SUBCOMMANDS:
+        return load(name, command).main(argv)
     import tyro
 
     options = SUBCOMMANDS[command]
     where = f"tdraft {command}"
     if "" not in options:
         if not argv or argv[0] in ("-h", "--help"):
-            print(f"usage: {where} {{{','.join(options)}}} [OPTIONS]\n\n{COMMANDS[command][1]}")
+            print(f"usage: {where} {{{','.join(options)}}} [OPTIONS]\n\n{text}")
             return 0 if argv else 2
         if argv[0] not in options:
             raise unknown("subcommand", argv[0], list(options), f"{where} --help")
@@ -64,8 +84,9 @@ def run(command: str, argv: list[str]) -> int | None:
         where = f"{where} {sub}"
     else:
         sub = ""
-    kind, function = (getattr(module, part) for part in options[sub])
-    result = function(tyro.cli(kind, prog=where, args=argv))
+    kind, function, *elsewhere = options[sub]
+    module = load(elsewhere[0] if elsewhere else name, f"{command} {sub}".strip())
+    result = getattr(module, function)(tyro.cli(getattr(module, kind), prog=where, args=argv))
     return result if isinstance(result, int) and not isinstance(result, bool) else None
 
 

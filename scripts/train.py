@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import tyro
 
 import tdraft.agents as agents
@@ -17,6 +18,7 @@ from tdraft.agents.runs import run_folder
 from tdraft.scripts.main import UsageError, unknown
 
 log = logging.getLogger(__name__)
+SB3 = ("ppo", "dqn")  # of Stable-Baselines3; only they import torch
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,22 @@ class Stop:
         signal.signal(signal.SIGINT, self.former)
 
 
-def train_one(kind: type, options: TrainOptions, settings: dict[str, Any], seed: int, stop: Stop) -> bool:
-    """One run; whether it came to its end."""
+def find_agent(name: str) -> Any:
+    """The class of an agent, by the command line's name."""
+    if name in SB3:
+        from tdraft.agents import sb3
+
+        return sb3.AGENTS[name]
+    if name not in agents.AGENTS:
+        raise unknown("agent", name, [*agents.AGENTS, *SB3], "tdraft train --help")
+    return getattr(agents, agents.AGENTS[name])
+
+
+def train_one(kind: Any, options: TrainOptions, settings: dict[str, Any], seed: int, stop: Stop) -> tuple[bool, float]:
+    """One run; whether it came to its end, and the mean reward of its last episodes."""
     env = make_env(options.env)
     folder = run_folder(options.runs, options.env, kind.name, seed)
-    path = folder / "checkpoint.npz"
+    path = folder / ("checkpoint.zip" if kind.name in SB3 else "checkpoint.npz")
     if path.exists() and not (options.resume or options.overwrite):
         raise UsageError(f"{folder} holds a run: --resume goes on with it, --overwrite replaces it")
     if options.resume and path.exists():
@@ -96,6 +109,9 @@ def train_one(kind: type, options: TrainOptions, settings: dict[str, Any], seed:
         log.info("going on from step %d", agent.num_timesteps)
     else:
         agent = kind(env, seed=seed, **settings)
+    for name in ("checkpoint", "progress", "config"):
+        for left in folder.glob(f".{name}.*"):  # of a run that was killed while it wrote
+            left.unlink()
     saved = time.perf_counter()
 
     def callback(agent: Any) -> bool:
@@ -107,27 +123,38 @@ def train_one(kind: type, options: TrainOptions, settings: dict[str, Any], seed:
 
     began, before = time.perf_counter(), agent.num_timesteps
     remaining = max(0, options.timesteps - before)
-    agent.learn(remaining, callback=callback, log_dir=folder, progress_bar=True, log_every=max(1, options.timesteps // 100))
-    agent.save(path)
-    env.close()
+    try:
+        agent.learn(remaining, callback=callback, log_dir=folder, progress_bar=True, log_every=max(1, options.timesteps // 100))
+        agent.save(path)
+    except OSError as error:
+        kept = "; the last checkpoint is kept, --resume goes on from it" if path.exists() else ""
+        raise UsageError(f"cannot write to {folder}: {error.strerror or error}{kept}") from error
+    finally:
+        env.close()
     seconds = time.perf_counter() - began
     reward = agent.statistics().get("rollout/ep_rew_mean", float("nan"))
     steps = f"{agent.num_timesteps - before:,} steps in {seconds:.1f} s ({agent.path})"
-    print(f"seed {seed}: {steps}, mean reward of the last episodes {reward:.2f}, {folder}")
-    return agent.num_timesteps >= options.timesteps
+    shown = "no episode has ended yet" if np.isnan(reward) else f"mean reward of the last episodes {reward:.2f}"
+    print(f"seed {seed}: {steps}, {shown}, {folder}")
+    return agent.num_timesteps >= options.timesteps, reward
+
+
+def summary(rewards: list[float], folder: Path) -> str:
+    """What several runs came to, and how to look at them."""
+    mean, error = np.mean(rewards), np.std(rewards, ddof=1) / np.sqrt(len(rewards))
+    shown = "" if np.isnan(mean) else f": mean reward {mean:.2f} ± {error:.2f} (standard error over seeds)"
+    return f"{len(rewards)} seeds{shown}\nlook at them: tdraft plot {folder}; tensorboard --logdir {folder}"
 
 
 def main(argv: list[str]) -> int:
     """Run `tdraft train`."""
-    names = ", ".join(agents.AGENTS)
+    names = ", ".join([*agents.AGENTS, *SB3])
     if not argv or argv[0] in ("-h", "--help"):
         print(f"usage: tdraft train AGENT --env ENV [OPTIONS]\n\nagents: {names}\n\ntdraft train AGENT --help lists its options.")
         return 0 if argv else 2
     if argv[0].startswith("-"):
         raise UsageError(f"the agent comes first: tdraft train AGENT --env ENV; agents are {names}")
-    if argv[0] not in agents.AGENTS:
-        raise unknown("agent", argv[0], list(agents.AGENTS), "tdraft train --help")
-    kind = getattr(agents, agents.AGENTS[argv[0]])
+    kind = find_agent(argv[0])
     unchecked = type("Settings", (kind.Settings,), {"__post_init__": lambda self: None, "__doc__": kind.Settings.__doc__})
     both = make_dataclass("Options", [("run", TrainOptions), ("agent", unchecked)], frozen=True)
     both.__doc__ = kind.__doc__
@@ -135,11 +162,21 @@ def main(argv: list[str]) -> int:
     options, settings = given.run, dict(vars(given.agent))
     if options.timesteps < 1:
         raise UsageError(f"timesteps must be at least 1, got {options.timesteps}")
-    if settings["horizon"] is None and any(settings[k] for k in ("alpha_final", "epsilon_final", "average")):
+    if settings.get("horizon", 0) is None and any(settings[k] for k in ("alpha_final", "epsilon_final", "average")):
         settings["horizon"] = options.timesteps
-    with Stop() as stop:
-        for seed in parse_seeds(options.seeds):
-            if not train_one(kind, options, settings, seed, stop):
-                print("interrupted; the same command with --resume goes on", file=sys.stderr)
-                return 130
+    rewards, chatty = [], logging.getLogger("tdraft.agents")
+    level = chatty.level
+    try:
+        with Stop() as stop:
+            for seed in parse_seeds(options.seeds):
+                finished, reward = train_one(kind, options, settings, seed, stop)
+                if not finished:
+                    print("interrupted; the same command with --resume goes on", file=sys.stderr)
+                    return 130
+                rewards.append(reward)
+                chatty.setLevel(logging.WARNING)  # what the first run said of the env holds for the others
+    finally:
+        chatty.setLevel(level)
+    if len(rewards) > 1:
+        print(summary(rewards, run_folder(options.runs, options.env, kind.name, 0).parent))
     return 0

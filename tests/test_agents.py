@@ -15,7 +15,7 @@ from tdraft.envs.decoding.draft import DraftEnv
 from tdraft.envs.decoding.tabular import TabularDraft
 from tdraft.value.tiles import uniform_tiles
 
-LINEAR = sorted(name for name in AGENTS if name.startswith("linear"))
+LINEAR = sorted(name for name in AGENTS if name.startswith("linear")) + ["actor-critic"]
 TABULAR = sorted(set(AGENTS) - set(LINEAR))
 
 
@@ -24,9 +24,9 @@ def make(name: str, seed: int = 3) -> Agent:
     env = DraftEnv(n_tokens=12, reference_rate=1.3)
     kind = getattr(agents, AGENTS[name])
     if name in LINEAR:
-        return kind(
-            env, seed=seed, alpha=0.1, epsilon=0.2, features=uniform_tiles(np.zeros(6), np.array([8.0, 1.0, 3.0, 8.0, 5.0, 1.0]))
-        )
+        exploration = {"beta": 0.05, "n_steps": 7} if name == "actor-critic" else {"epsilon": 0.2}
+        features = uniform_tiles(np.zeros(6), np.array([8.0, 1.0, 3.0, 8.0, 5.0, 1.0]))
+        return kind(env, seed=seed, alpha=0.1, features=features, **exploration)
     return kind(TabularDraft(env), seed=seed, alpha=0.1, epsilon=0.2)
 
 

@@ -5,9 +5,12 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tdraft.envs.decoding.sources import Difficulty, trace_source
 from tdraft.models.decoding import observation as ob
+from tdraft.models.decoding.acceptance import Sweep, log_loss, predict, sample_weights
 from tdraft.models.decoding.calibration import (
     CalibrationError,
     default_difficulty,
@@ -15,9 +18,6 @@ from tdraft.models.decoding.calibration import (
     fit_calibration,
     fit_chain,
     load_calibration,
-    log_loss,
-    predict,
-    sample_weights,
     save_calibration,
     simulator_calibration,
 )
@@ -217,3 +217,46 @@ def test_a_trace_without_variety_has_one_bin():
     calibration = fit_calibration(flat)
     assert predict(calibration.weights, flat).mean() == pytest.approx(0.6, abs=0.1)
     assert np.isfinite(calibration.emission).all()
+
+
+def matches(text: list[int], place: int) -> tuple[int, int, int]:
+    """`observation.earlier`, from its definition."""
+    found = []
+    for i in range(max(place - ob.WINDOW, 0) + 1, place - 1):
+        length = 0
+        while length < ob.LONGEST and i - length >= max(place - ob.WINDOW, 0) and text[i - length] == text[place - 1 - length]:
+            length += 1
+        if length:
+            found.append((length, i, int(text[i + 1] == text[place])))
+    if not found:
+        return 0, 0, 0
+    longest, _, followed = max(found)
+    return longest, followed, max((length for length, _, agrees in found if agrees), default=0)
+
+
+@given(st.lists(st.integers(0, 2), min_size=2, max_size=190))
+def test_earlier_matches_are_found(text):
+    place = len(text) - 1
+    assert ob.earlier(np.array(text, np.int64), place) == matches(text, place)
+
+
+def token_sweep(tokens=20_000, seed=5) -> Sweep:
+    """Text on which proposals are judged by `token_trace`'s law, and agree with the text half of the time."""
+    rng = np.random.default_rng(seed)
+    text = rng.integers(LETTERS, size=tokens)
+    proposals = np.where(rng.random(tokens) < 0.5, np.roll(text, -1), rng.integers(LETTERS, size=tokens)).astype(np.int32)
+    known = np.random.default_rng(99).uniform(0.05, 0.95, LETTERS)
+    features = np.full((tokens, ob.N_FEATURES), 0.5, np.float32)
+    return Sweep(text, proposals, features, known[proposals], np.ones(tokens, np.float32))
+
+
+def test_a_sweep_helps_a_small_trace():
+    """Held-out loss after 4 contexts of trace, with and without a sweep: the sweep has seen every letter often."""
+    small, held_out = token_trace(contexts=4, positions=6, seed=1), token_trace(seed=2)
+    labels, weights = held_out.target_prob.ravel(), sample_weights(held_out).ravel()
+    loss = {}
+    for name, sweep in (("without", None), ("with", token_sweep())):
+        fitted = fit_calibration(small, sweep=sweep, bins=2)
+        loss[name] = log_loss(predict(fitted.weights, held_out).ravel(), labels, weights)
+    entropy = log_loss(labels, labels, weights)
+    assert loss["with"] - entropy < 0.5 * (loss["without"] - entropy)

@@ -6,7 +6,7 @@ the same dimensions with shifted edges the classic one.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -25,8 +25,18 @@ class TileCoding(NamedTuple):
     offsets: np.ndarray  # (T + 1,) int64: first index of each tiling, and the number of all tiles
 
     @property
-    def n_tilings(self) -> int:
+    def rule(self) -> Any:
+        """Compiled `rule(features, obs, t)`, the index of the t-th active feature; every kind of features has one."""
+        return tile_index
+
+    @property
+    def n_active(self) -> int:
         return len(self.dims)
+
+    @property
+    def n_inputs(self) -> int:
+        """Length of the shortest observation that has all the dimensions."""
+        return int(self.dims.max()) + 1
 
     @property
     def n_features(self) -> int:
@@ -89,42 +99,42 @@ def uniform_tiles(low, high, *, bins: int = 8, tilings: int = 8) -> TileCoding:
 
 
 @lean
-def tile_index(dims, edges, strides, offsets, obs, t):
-    """The tile of tiling t that holds the observation; the arrays are those of a `TileCoding`."""
-    index = offsets[t]
-    for k in range(dims.shape[1]):
-        dim = dims[t, k]
+def bin_of(edges, x):
+    """The number of edges at or below x; padding with NaN counts for nothing. Without branches, so that it vectorises."""
+    place = 0
+    for e in range(len(edges)):
+        place += 1 if x >= edges[e] else 0
+    return place
+
+
+@lean
+def tile_index(tiles, obs, t):
+    """The tile of tiling t that holds the observation.
+
+    :param tiles: a `TileCoding`
+    :param obs: (n,) float64 observation; NaN falls into the lowest bin
+    :return: its index among all tiles
+    """
+    index = tiles.offsets[t]
+    for k in range(tiles.dims.shape[1]):
+        dim = tiles.dims[t, k]
         if dim < 0:
             break
-        x, place = obs[dim], 0
-        while place < edges.shape[2] and x >= edges[t, k, place]:
-            place += 1
-        index += place * strides[t, k]
+        index += bin_of(tiles.edges[t, k], obs[dim]) * tiles.strides[t, k]
     return index
 
 
 @lean
-def active(tiles, obs, out):
-    """Write the index of the tile that holds the observation, one a tiling.
-
-    :param tiles: a `TileCoding`
-    :param obs: (n,) float64 observation; NaN falls into the lowest bin
-    :param out: (T,) int64, overwritten
-    """
-    for t in range(len(out)):
-        out[t] = tile_index(tiles.dims, tiles.edges, tiles.strides, tiles.offsets, obs, t)
+def linear_value(weights, features, a):
+    """Value of action a: the sum over the active features (T,) of weights[features[t], a], weights (F, A)."""
+    total = 0.0
+    for t in range(len(features)):
+        total += weights[features[t], a]
+    return total
 
 
 @lean
 def linear_values(weights, features, out):
-    """Action values out[a] = sum over tilings of weights[features[t], a].
-
-    :param weights: (F, A)
-    :param features: (T,) indices from `active`
-    :param out: (A,), overwritten
-    """
+    """Values of all actions, `linear_value` of each, into out (A,)."""
     for a in range(len(out)):
-        out[a] = 0.0
-    for t in range(len(features)):
-        for a in range(len(out)):
-            out[a] += weights[features[t], a]
+        out[a] = linear_value(weights, features, a)

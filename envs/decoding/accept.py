@@ -29,7 +29,7 @@ from . import accept_dynamics as dynamics
 from .accept_dynamics import FIELDS, KL_CEILING, N_PACE, N_TABLE, POSITION, AcceptParams
 from .accept_sources import Live, LiveSource, Simulator
 
-LENIENCES = (0.85, 0.7, 0.55, 0.4, 0.25, 0.12, 0.05)
+LENIENCES = (0.95, 0.87, 0.75, 0.6, 0.42, 0.25, 0.1)
 DEFAULT_COST = CostModel(np.array([0.0, 1.0, *(1.05 + 0.03 * np.arange(4))]), draft=0.08, unit_seconds=1e-3)
 
 

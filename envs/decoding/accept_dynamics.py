@@ -10,6 +10,7 @@ import numpy as np
 from numba import njit
 
 from tdraft.kernels import acceptance as rule
+from tdraft.kernels.jit import lean
 from tdraft.kernels.rng import randint, uniform
 
 FIELDS = (
@@ -30,7 +31,7 @@ FIELDS = (
 EXACT = 0
 TEXT, POSITION, INDEX, DRAFTED = range(4)
 # Edges of the discrete observation's bins.
-_RATIO = np.array([0.02, 0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.75, 0.88, 1.0])
+_RATIO = np.array([0.05, 0.12, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.78, 0.85, 0.91, 0.96, 1.0])
 _EXCESS = np.array([1.15, 1.3, 1.5, 1.8, 2.2, 2.7, 3.4])
 _NEXT = np.array([0.45, 0.65, 0.85])
 _LEFT = 4
@@ -60,7 +61,7 @@ class AcceptParams(NamedTuple):
     obs: np.ndarray  # (D,)
 
 
-@njit
+@lean
 def observe(params):
     """Write the observation of the drafted token at the cursor. Nothing of a later drafted token enters: its
     distribution may, its value may not.
@@ -79,7 +80,7 @@ def observe(params):
         obs[12] = min(max(1.0 - params.spent[0] / params.budget, 0.0), 1.0)
 
 
-@njit
+@lean
 def table_index(obs):
     """The discrete observation: bins of ratio, excess, next overlap, and drafted tokens left in the round."""
     index = np.searchsorted(_RATIO, obs[0], side="right")
@@ -88,7 +89,7 @@ def table_index(obs):
     return index * _LEFT + min(int(obs[10]), _LEFT - 1)
 
 
-@njit
+@lean
 def table(params):
     """`table_index`, and with a budget also a bin of how its spending keeps pace with the text."""
     index = table_index(params.obs)
@@ -101,7 +102,7 @@ N_TABLE = (_RATIO.size + 1) * (_EXCESS.size + 1) * (_NEXT.size + 1) * _LEFT
 N_PACE = _PACE.size + 1
 
 
-@njit
+@lean
 def decide(params, action, rng):
     """Decide the token at the cursor.
 
@@ -118,7 +119,7 @@ def decide(params, action, rng):
     return stays, action, params.verify[k + 1] + k * params.draft if j == 0 else 0.0
 
 
-@njit
+@lean
 def move(params, stays):
     """Past the decided token. :return: whether the round is over, tokens emitted, time of a last plain step, whether
     the text is complete.
@@ -140,7 +141,7 @@ def move(params, stays):
     return over, tokens, time, cursor[POSITION] >= length
 
 
-@njit
+@lean
 def draft(params, rng):
     """Draw the round's tokens, each from its position's q."""
     c, t, _, k = params.cursor
@@ -155,7 +156,7 @@ def draft(params, rng):
         params.drafts[j] = x
 
 
-@njit
+@lean
 def start(params, text):
     """Put the cursor at the beginning of a text."""
     params.cursor[TEXT], params.cursor[POSITION], params.cursor[INDEX] = text, 0, 0
@@ -163,15 +164,21 @@ def start(params, text):
     params.spent[:] = 0.0
 
 
-@njit
-def reset_vector(params, rng):
+@lean
+def begin(params, rng):
+    """A text begins, drawn at random."""
     start(params, randint(rng, params.p.shape[0]))
     draft(params, rng)
     observe(params)
-    return params.obs
 
 
 @njit
+def reset_vector(params, rng):
+    begin(params, rng)
+    return params.obs
+
+
+@lean
 def advance(params, action, rng):
     """One step of the simulated process. :return: reward, terminated, duration in plain steps."""
     stays, _, time = decide(params, action, rng)
@@ -190,13 +197,13 @@ def step_vector(params, obs, action, rng):
     return params.obs, reward, terminated, duration
 
 
-@njit
+@lean
 def reset_table(params, rng):
-    reset_vector(params, rng)
+    begin(params, rng)
     return table(params)
 
 
-@njit
+@lean
 def step_table(params, obs, action, rng):
     reward, terminated, duration = advance(params, action, rng)
     return table(params), reward, terminated, duration

@@ -5,13 +5,16 @@ without the newest token (with nothing drafted: a plain step). An episode emits 
 tokens / rho - time, time in plain decoding steps of the target, and gamma is 1 for every agent (docs/decoding.md says why).
 """
 
+from functools import cached_property, lru_cache
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from numba import njit
 
 from tdraft.envs.compiled import CompiledEnv, env_rng
+from tdraft.kernels.jit import Box
 from tdraft.models.decoding import observation as ob
 from tdraft.models.decoding.calibration import default_difficulty, simulator_calibration
 from tdraft.models.decoding.cost import CostModel
@@ -20,6 +23,7 @@ from tdraft.models.decoding.trace import Trace
 from .dynamics import CALLS, DRAFTED, TIME, TOKENS, Dynamics, draft_params
 from .sources import Difficulty, simulator_dynamics, trace_dynamics, trace_source
 
+_INTEGERS = (int, np.integer)  # once: `int | np.integer` is a new object in every step
 DEFAULT_COST = CostModel(np.array([0.0, 1.0, *(1.3 + 0.03 * np.arange(9))]), draft=0.05, unit_seconds=1e-3)
 
 
@@ -87,6 +91,29 @@ def default_rate(cost: CostModel) -> float:
     return 1.0 / cost.verify[1]
 
 
+@lru_cache
+def _boxed(dynamics: Dynamics):
+    """The dynamics for calls from Python: `begin(box)` and `act(box, action)` on a `Box` of (params, rng)."""
+    begin_text, act_once = dynamics.begin, dynamics.act
+
+    @njit
+    def begin(box):
+        params, rng = box.value
+        begin_text(params, rng)
+
+    @njit
+    def act(box, action):
+        """:return: reward, terminated, duration, tokens emitted and drafted ones accepted: both 0 unless a round has ended"""
+        params, rng = box.value
+        drafted = params.obs[ob.DRAFTED]
+        reward, terminated, duration = act_once(params, action, rng)
+        if params.obs[ob.DRAFTED] > drafted:
+            return reward, terminated, duration, 0, 0
+        return reward, terminated, duration, int(params.outcome[0]), int(params.outcome[1])
+
+    return begin, act
+
+
 class DraftEnv(gym.Env):
     """Gymnasium's view of the compiled decision process.
 
@@ -94,6 +121,8 @@ class DraftEnv(gym.Env):
     :param n_tokens: N, tokens in an episode; by default the source's
     :param reference_rate: rho in tokens per plain step; by default 1. The best static length's rate keeps values centred
     :param expected_reward: reward the expected number of tokens of a verification in place of the sampled one
+    :param shaped: pay the predicted tokens of a draft when it is drafted and settle the difference when it is verified: a
+        potential (Ng, Harada & Russell 1999), so that every policy's return and the optimal policy stay what they are
     :param observe: "vector", or "tokens" for a dict with the identities of the last three tokens as well (traces only)
     """
 
@@ -106,6 +135,7 @@ class DraftEnv(gym.Env):
         n_tokens: int | None = None,
         reference_rate: float | None = None,
         expected_reward: bool = False,
+        shaped: bool = False,
         observe: str = "vector",
         render_mode: str | None = None,
     ):
@@ -124,15 +154,21 @@ class DraftEnv(gym.Env):
         if render_mode not in (None, "ansi"):
             raise ValueError(f'render_mode must be None or "ansi", got "{render_mode}"')
         self.render_mode, self.observe = render_mode, observe
-        self.params = draft_params(self.source.arrays, self.source.calibration, cost, n_tokens, rate, expected_reward)
+        self.params = draft_params(self.source.arrays, self.source.calibration, cost, n_tokens, rate, expected_reward, shaped)
+        self._rng = np.zeros(4, np.uint64)
         self.action_space = spaces.Discrete(ob.N_ACTIONS)
         self.observation_space: spaces.Space = observation_space(n_tokens, cost.max_drafted)
         if observe == "tokens":
             self.observation_space = spaces.Dict(
                 {"vector": self.observation_space, "tokens": spaces.MultiDiscrete([1 << 20] * 3)}
             )
-        self._rng = np.zeros(4, np.uint64)
         self._line = ""
+        self._ready = False  # in the middle of an episode
+
+    @cached_property
+    def _box(self) -> Box:
+        """Holds the arrays of `params` and `_rng` from the first reset on: change them in place, never replace them."""
+        return Box((self.params, self._rng))
 
     def compiled(self) -> CompiledEnv | None:
         """The same process for the compiled training loop; None where tokens are observed."""
@@ -144,23 +180,25 @@ class DraftEnv(gym.Env):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         super().reset(seed=seed)
         if seed is not None or not self._rng.any():
-            self._rng = env_rng(self.np_random)
-        self.source.dynamics.begin(self.params, self._rng)
-        self._line = ""
+            self._rng[:] = env_rng(self.np_random)
+        begin, _ = _boxed(self.source.dynamics)
+        begin(self._box)
+        self._line, self._ready = "", True
         return self._observe(), {}
 
     def step(self, action):
-        if not self._rng.any():
-            raise gym.error.ResetNeeded("call reset() before step()")
-        if not self.action_space.contains(action) and not (isinstance(action, int | np.integer) and 0 <= action < ob.N_ACTIONS):
+        if not self._ready:
+            raise gym.error.ResetNeeded("no episode has begun, or it has ended: call reset() before step()")
+        if not (isinstance(action, _INTEGERS) or self.action_space.contains(action)) or not 0 <= action < ob.N_ACTIONS:
             raise ValueError(f"action must be 0 (verify), 1 (draft) or 2 (verify without the newest), got {action!r}")
-        drafted = self.params.obs[ob.DRAFTED]
-        reward, terminated, duration = self.source.dynamics.act(self.params, int(action), self._rng)
-        info = {"duration": duration, "seconds": duration * self.source.cost.unit_seconds, "tokens": 0, "accepted": 0}
-        if self.params.obs[ob.DRAFTED] <= drafted:
-            info["tokens"], info["accepted"] = (int(x) for x in self.params.outcome)
-            self._line += "d" * int(drafted) + f"|{info['tokens']} "
-        return self._observe(), float(reward), bool(terminated), False, info
+        _, act = _boxed(self.source.dynamics)
+        reward, terminated, duration, tokens, accepted = act(self._box, int(action))
+        if terminated:
+            self._ready = False
+        if self.render_mode is not None:
+            self._line += f"|{tokens} " if tokens else "d"
+        info = {"duration": duration, "seconds": duration * self.source.cost.unit_seconds, "tokens": tokens, "accepted": accepted}
+        return self._observe(), reward, terminated, False, info
 
     def render(self):
         """The rounds so far: a `d` for each drafted token, then the tokens that its verification emitted."""
@@ -176,7 +214,7 @@ class DraftEnv(gym.Env):
         assert isinstance(self.source, Replay)
         trace, (c, n) = self.source.trace, self.params.cursor[:2].astype(int)
         drafted = int(self.params.obs[ob.DRAFTED])
-        text = np.concatenate([trace.before[c], trace.tokens[c, :n]])
+        text = np.concatenate([trace.prompts[c, -2:], trace.tokens[c, :n]])
         if drafted:
             text = np.concatenate([text, trace.proposals[c, n, :drafted]])
         tokens = np.zeros(3, np.int64)

@@ -42,12 +42,15 @@ class DraftParams(NamedTuple):
     n_tokens: int  # N, tokens in an episode
     rho: float  # reference rate, tokens per unit of time
     expected: bool  # reward the expected number of tokens in place of the sampled one
+    shaped: bool  # pay predicted tokens when they are drafted, and settle the difference when they are verified
     obs: np.ndarray  # (SIZE,)
     cursor: np.ndarray  # (CURSOR_SIZE,)
     outcome: np.ndarray  # (2,) tokens and accepted of the last verification
 
 
-def draft_params(source, calibration, cost: CostModel, n_tokens: int, rho: float, expected: bool) -> DraftParams:
+def draft_params(
+    source, calibration, cost: CostModel, n_tokens: int, rho: float, expected: bool = False, shaped: bool = False
+) -> DraftParams:
     return DraftParams(
         source,
         calibration,
@@ -57,6 +60,7 @@ def draft_params(source, calibration, cost: CostModel, n_tokens: int, rho: float
         n_tokens,
         float(rho),
         expected,
+        shaped,
         np.zeros(ob.SIZE),
         np.zeros(CURSOR_SIZE),
         np.zeros(2),
@@ -110,7 +114,8 @@ def make_dynamics(begin_text, start, propose, finish) -> Dynamics:
         drafted = int(obs[ob.DRAFTED])
         if action == ob.DRAFT and drafted < params.max_drafted:
             draft_token(params, drafted, rng)
-            return -params.draft, False, params.draft
+            advance = obs[ob.SURVIVAL] / params.rho if params.shaped else 0.0
+            return advance - params.draft, False, params.draft
         dropped = action == ob.DROP and drafted > 0
         verified = drafted - 1 if dropped else drafted
         remaining = params.n_tokens - int(cursor[POSITION])
@@ -119,6 +124,8 @@ def make_dynamics(begin_text, start, propose, finish) -> Dynamics:
         gained = float(tokens)
         if params.expected:
             gained = 1.0 + (cursor[TRUE_BEFORE] if dropped else cursor[TRUE_EXPECTED])
+        if params.shaped:
+            gained -= obs[ob.EXPECTED]
         time = params.verify[verified + 1]
         params.outcome[0], params.outcome[1] = tokens, accepted
         ob.end_round(obs, params.calibration, verified, accepted)

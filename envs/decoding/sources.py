@@ -6,7 +6,7 @@ import numpy as np
 
 from tdraft.kernels.jit import lean
 from tdraft.kernels.rng import randint, uniform
-from tdraft.models.decoding.calibration import predict
+from tdraft.models.decoding.acceptance import predict
 from tdraft.models.decoding.observation import Calibration
 from tdraft.models.decoding.trace import Trace
 

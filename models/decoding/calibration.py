@@ -1,9 +1,7 @@
-"""Fitting what a decoding policy is told: predicted acceptances, their bins and the chain of hidden difficulty.
+"""Fitting what a decoding policy is told: predicted acceptances (`acceptance.py`), their bins and the chain of hidden difficulty.
 
-acceptance    hashed sparse logistic regression, FTRL-proximal (McMahan et al. 2013, "Ad click prediction", algorithm 1)
-              against the target's recorded probabilities; the number of epochs, the bins and the chain come from
-              predictions for contexts that the predicting weights have not seen (cross-fitting)
-chain         two hidden states that change once a round, Baum-Welch (Rabiner 1989)
+The bins and the chain come from predictions for contexts that the predicting weights have not seen (cross-fitting). The chain has
+two hidden states that change once a round; it is fitted by Baum-Welch (Rabiner 1989).
 """
 
 import zipfile
@@ -14,14 +12,11 @@ import numpy as np
 from numba import njit
 
 from ..files import atomic_write
-from .observation import HASH_BITS, N_ACTIVE, Calibration, acceptance_bin, active_features, predict_acceptance
+from .acceptance import Sweep, fit_acceptance, predict, sample_weights
+from .observation import HASH_BITS, Calibration, acceptance_bin
 from .trace import Trace
 
 SCHEMA = 1
-FOLDS = 4
-MAX_EPOCHS = 12
-STEP, SMOOTHING, RIDGE = 0.1, 1.0, 2.0  # alpha, beta and lambda_2 of FTRL-proximal
-LEAST_WEIGHT = 0.02  # of a token that the text hardly ever reaches
 SEEN = 4  # drafted tokens of a round that the chain is fitted to
 STRIDES = (1, 2, 4, 8)  # static lengths whose rounds the chain is fitted to
 EM_ITERATIONS, EM_TOLERANCE = 300, 1e-7
@@ -31,12 +26,11 @@ class CalibrationError(ValueError):
     """A file that is no calibration of this version, or data that none can be fitted to."""
 
 
-def fit_calibration(trace: Trace, *, bins: int = 8, seed: int = 0) -> Calibration:
+def fit_calibration(trace: Trace, *, sweep: Sweep | None = None, bins: int = 8, seed: int = 0) -> Calibration:
     """Fit a calibration to a training trace.
 
-    Every proposal is a sample, its label the target's probability, its weight the true survival of the tokens before it.
-
     :param trace: of at least two contexts, none of which should be used to compare policies later
+    :param sweep: more text for the predictor to begin with, of the same drafter, target and temperature
     :param bins: B, bins of predicted acceptance p that share the outcomes' variance p (1 - p) equally (quantiles of the tokens
         would crowd above 0.98 where most tokens are sure); fewer where the predictions take fewer values
     :param seed: of the folds and of the order of samples; the same seed gives the same bits
@@ -49,150 +43,15 @@ def fit_calibration(trace: Trace, *, bins: int = 8, seed: int = 0) -> Calibratio
         raise CalibrationError(f"a calibration needs at least 2 contexts with proposals, got a trace of shape {trace.shape}")
     if not (np.all(trace.target_prob >= 0) and np.all(trace.target_prob <= 1 + 1e-6)):
         raise CalibrationError("target_prob of the trace must lie in [0, 1]: record the trace again")
-    active = _active(trace.before, trace.tokens, trace.proposals, trace.features, trace.target_entropy)
     labels = np.minimum(trace.target_prob, 1.0).ravel()
     weights = sample_weights(trace).ravel()
-    rng = np.random.default_rng(np.random.SeedSequence(seed))
-    owner = np.repeat(rng.permutation(contexts) % min(FOLDS, contexts), positions * depth)
-    epochs, scores = _cross_fit(active, labels, weights, owner, rng)
-    learner = _new_learner()
-    for _ in range(epochs):
-        _epoch(active, labels, weights, rng.permutation(len(labels)), learner)
-    slope, offset = _platt(scores, labels, weights)
-    fitted = learner[:, 0] * slope
-    fitted[active[0, 0]] += offset  # the bias, active in every sample
-    predicted = _sigmoid(slope * scores + offset)
+    fitted, predicted = fit_acceptance(trace, sweep, np.random.default_rng(np.random.SeedSequence(seed)))
     edges = _weighted_quantiles(predicted, weights * predicted * (1.0 - predicted), np.arange(1, bins) / bins)
     binned = _bin_all(edges, predicted).reshape(trace.shape)
     acceptance = np.bincount(binned.ravel(), weights * labels, len(edges) + 1)
     acceptance /= np.maximum(np.bincount(binned.ravel(), weights, len(edges) + 1), 1e-12)
     initial, transition, emission = fit_chain(*round_counts(binned, trace.accepted, len(edges) + 1), acceptance)
-    return Calibration(fitted.astype(np.float32), edges, initial, transition, emission)
-
-
-def sample_weights(trace: Trace) -> np.ndarray:
-    """True probability that a text reaches each proposal, at least LEAST_WEIGHT: (C, N, K) float64."""
-    survival = np.cumprod(np.minimum(trace.target_prob, 1.0), axis=2)
-    before = np.concatenate([np.ones_like(survival[:, :, :1]), survival[:, :, :-1]], axis=2)
-    return np.maximum(before, LEAST_WEIGHT)
-
-
-def log_loss(predicted: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> float:
-    """Weighted mean of -y log p - (1 - y) log(1 - p), nats a token; any one shape."""
-    p = np.clip(predicted, 1e-6, 1.0 - 1e-6)
-    return float(-(weights * (labels * np.log(p) + (1.0 - labels) * np.log1p(-p))).sum() / weights.sum())
-
-
-# The predictor.
-
-
-@njit
-def _active(before, tokens, proposals, features, target_entropy):
-    """Active features of every proposal of a trace in order, (C * N * K, N_ACTIVE) int32."""
-    contexts, positions, depth = proposals.shape
-    out = np.empty((contexts * positions * depth, N_ACTIVE), np.int32)
-    active = np.empty(N_ACTIVE, np.int64)
-    row = 0
-    for c in range(contexts):
-        two_back, back = before[c, 0], before[c, 1]
-        for n in range(positions):
-            if n > 0:
-                two_back, back = back, tokens[c, n - 1]
-            second, first = two_back, back
-            for k in range(depth):
-                f = features[c, n, k]
-                token = proposals[c, n, k]
-                active_features(f[0], f[1], f[2], f[3], k + 1, target_entropy[c, n], token, first, second, active)
-                out[row] = active
-                row += 1
-                second, first = first, token
-    return out
-
-
-@njit
-def _predict(active, weights):
-    out = np.empty(len(active))
-    for i in range(len(active)):
-        out[i] = predict_acceptance(weights, active[i])
-    return out
-
-
-def predict(weights: np.ndarray, trace: Trace) -> np.ndarray:
-    """Predicted acceptance of every proposal of a trace, (C, N, K) float64."""
-    active = _active(trace.before, trace.tokens, trace.proposals, trace.features, trace.target_entropy)
-    return _predict(active, weights).reshape(trace.shape)
-
-
-def _new_learner():
-    """State of FTRL-proximal, all zero: columns w, z and the root of the summed squared gradients, side by side for the cache."""
-    return np.zeros((1 << HASH_BITS, 4), np.float32)
-
-
-@njit(error_model="numpy")
-def _epoch(active, labels, weights, order, learner):
-    """One pass of FTRL-proximal without L1: w = -alpha z / (beta + root + alpha lambda_2)."""
-    for i in order:
-        score = 0.0
-        for f in active[i]:
-            score += learner[f, 0]
-        gradient = (1.0 / (1.0 + np.exp(-score)) - labels[i]) * weights[i]
-        square = gradient * gradient
-        for f in active[i]:
-            w, z, root = learner[f, 0], learner[f, 1], learner[f, 2]
-            new_root = np.sqrt(root * root + square)
-            z += gradient - (new_root - root) * (1.0 / STEP) * w
-            learner[f, 0] = -STEP * z / (SMOOTHING + new_root + STEP * RIDGE)
-            learner[f, 1], learner[f, 2] = z, new_root
-
-
-@njit
-def _score_rows(active, rows, learner, out):
-    for i in rows:
-        score = 0.0
-        for f in active[i]:
-            score += learner[f, 0]
-        out[i] = score
-
-
-def _cross_fit(active, labels, weights, owner, rng):
-    """Best number of epochs by held-out log loss, and held-out scores of all samples after that many."""
-    folds = range(int(owner.max()) + 1)
-    inside = [np.flatnonzero(owner != fold) for fold in folds]
-    outside = [np.flatnonzero(owner == fold) for fold in folds]
-    learners = [_new_learner() for _ in folds]
-    best, best_loss, best_scores = 1, np.inf, np.zeros(len(labels))
-    scores = np.zeros(len(labels))
-    for epoch in range(1, MAX_EPOCHS + 1):
-        for fold in folds:
-            _epoch(active, labels, weights, rng.permutation(inside[fold]), learners[fold])
-            _score_rows(active, outside[fold], learners[fold], scores)
-        loss = log_loss(_sigmoid(scores), labels, weights)
-        if loss >= best_loss - 1e-5:
-            break
-        best, best_loss, best_scores = epoch, loss, scores.copy()
-    return best, best_scores
-
-
-def _sigmoid(score):
-    return np.clip(1.0 / (1.0 + np.exp(-score)), 0.001, 0.999)
-
-
-def _platt(scores, labels, weights):
-    """(slope, offset) of the logistic regression of the labels on held-out scores (Platt 1999), by Newton's method.
-
-    The slope takes back what over-fitting added to the scores' spread; a weak prior holds it at 1.
-    """
-    x = np.stack([scores, np.ones_like(scores)])
-    theta = np.array([1.0, 0.0])
-    for _ in range(20):
-        p = 1.0 / (1.0 + np.exp(-(theta @ x)))
-        gradient = x @ (weights * (p - labels)) + (theta - [1.0, 0.0])
-        hessian = (x * (weights * p * (1.0 - p))) @ x.T + np.eye(2)
-        step = np.linalg.solve(hessian, gradient)
-        theta = theta - step
-        if np.abs(step).max() < 1e-9:
-            break
-    return max(float(theta[0]), 0.05), float(theta[1])
+    return Calibration(fitted, edges, initial, transition, emission)
 
 
 @njit
@@ -376,6 +235,12 @@ def save_calibration(path: str | Path, calibration: Calibration) -> None:
         np.savez_compressed(file, schema=np.array(SCHEMA), **calibration._asdict())
 
 
+def shapes_fit(calibration: Calibration) -> bool:
+    """Whether compiled code, which checks no bounds, may read these arrays."""
+    bins = len(calibration.edges) + 1 if calibration.edges.ndim == 1 else -1
+    return [a.shape for a in calibration] == [(1 << HASH_BITS,), (bins - 1,), (2,), (2, 2), (2, bins)]
+
+
 def load_calibration(path: str | Path) -> Calibration:
     """Read a calibration.
 
@@ -391,9 +256,8 @@ def load_calibration(path: str | Path) -> Calibration:
         raise CalibrationError(
             f"{path} is no complete tdraft calibration ({type(error).__name__}: {error}); fit it again"
         ) from error
-    bins = len(arrays.edges) + 1 if arrays.edges.ndim == 1 else -1
-    shapes = [a.shape for a in arrays]
-    if schema != SCHEMA or shapes != [(1 << HASH_BITS,), (bins - 1,), (2,), (2, 2), (2, bins)]:
+    if schema != SCHEMA or not shapes_fit(arrays):
+        shapes = [a.shape for a in arrays]
         raise CalibrationError(
             f"{path}: calibration of schema {schema} and shapes {shapes}, expected schema {SCHEMA}; fit it again"
         )

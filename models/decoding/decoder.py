@@ -10,19 +10,23 @@ Greedy drafts with position-keyed noise (the default) emit the text of plain dec
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
 
+from tdraft.kernels.jit import Box
 from tdraft.kernels.rng import keyed_uniform
 
 from ..language_model import LanguageModel
 from . import observation as ob
 from .drafters import Drafter, NGramDrafter, Proposal, distribution_entropy
-from .fast_path import make_ngram_round, observe_token
+from .fast_path import Scene, begin_text, draft_ahead, make_decision, make_ngram_round, next_round, observe_token
 from .policy import DraftPolicy
 from .sampling import Sampling
 from .verification import choose, verify_greedy_drafts, verify_sampled_drafts
+
+NONE_ENDED = (-1.0, 0.0, 0.0, 0.0)
 
 
 def position_noise(key: int, position: int, count: int) -> np.ndarray:
@@ -104,21 +108,28 @@ class Session:
         self.limit = min(max_new_tokens, target.config.max_length - len(prompt))
         self.account = Accounting()
         self.emitted: list[int] = []
-        self._active = np.empty(ob.N_ACTIVE, np.int64)
-        self._recent = [int(prompt[-2]), int(prompt[-1])]
+        self._last = int(prompt[-1])
         with torch.inference_mode():
             logits, self._state = target(torch.from_numpy(prompt[None, :-1]), target.initial_state(1))
         self._entropy = float(distribution_entropy(logits[0, -1].double().numpy()))
         if drafter is not None:
-            drafter.begin(prompt)
-        self.obs = np.zeros(ob.SIZE)
-        ob.begin_text(self.obs, self.calibration)
-        self._begin_round()
-
-    def _begin_round(self) -> None:
+            drafter.begin(prompt, self.limit + max_drafted + 1)
         self.drafts: list[int] = []
         self._draft_probs: list[np.ndarray] = []
-        ob.begin_round(self.obs, self._entropy, float(self.limit - len(self.emitted)))
+        self._obs = np.zeros(ob.SIZE)
+        self._ended = NONE_ENDED
+        text = np.zeros(1, np.int64) if drafter is None else drafter.buffer
+        self._scene = Box(Scene(self._obs, self.calibration, text, np.empty(ob.N_ACTIVE, np.int64)))
+        self._served: tuple[Any, Any, Any] = (None, None, None)
+        begin_text(self._scene, self._entropy, float(self.limit))
+
+    @property
+    def obs(self) -> np.ndarray:
+        """(SIZE,) what a policy sees now, an array that the session goes on changing."""
+        if self._ended[0] >= 0.0:
+            next_round(self._scene, *self._ended)
+            self._ended = NONE_ENDED
+        return self._obs
 
     @property
     def done(self) -> bool:
@@ -145,13 +156,23 @@ class Session:
             proposal = self.drafter.propose()
             token = proposal.token
         drafted = perf_counter()
-        before, previous = (self._recent + self.drafts)[-2:]
         _, confidence, entropy, order, log_count = proposal
-        observe_token(self.obs, self.calibration, confidence, entropy, order, log_count, token, previous, before, self._active)
+        assert self.obs is self._obs  # brought up to date
+        observe_token(self._scene, confidence, entropy, order, log_count, self.drafter.length + len(self.drafts))
         self.drafts.append(token)
         self.account.drafted += 1
         self.account.draft_seconds += drafted - start
         self.account.policy_seconds += perf_counter() - drafted
+
+    def time_drafting(self, count: int) -> float:
+        """Seconds that a compiled round takes to draft `count` tokens and look at none; 0 for drafters without such rounds. The
+        drafts are forgotten.
+        """
+        if not isinstance(self.drafter, NGramDrafter):
+            return 0.0
+        start = perf_counter()
+        draft_ahead(self._scene, self.drafter.boxed_tables, self.drafter.length, count)
+        return perf_counter() - start
 
     def verify(self, count: int) -> list[int]:
         """Let the target verify the first `count` drafts; emit the accepted ones and one token of the target's own."""
@@ -159,7 +180,7 @@ class Session:
         drafts = self.drafts[:count]
         position = len(self.emitted)
         with torch.inference_mode():
-            logits, state = self.target(torch.tensor([[self._recent[1], *drafts]]), self._state)
+            logits, state = self.target(torch.tensor([[self._last, *drafts]]), self._state)
             rows = logits[0].double().numpy()
         p = self.sampling(rows)
         if self.noise == "independent":
@@ -173,10 +194,10 @@ class Session:
         new = [*drafts[:accepted], token][: self.limit - position]
         self._state = state.at(len(new))
         self._entropy = float(distribution_entropy(rows[len(new) - 1]))
-        self._recent = (self._recent + new)[-2:]
+        self._last = new[-1]
         self.emitted.extend(new)
         if self.drafter is not None:
-            self.drafter.extend(np.array(new))
+            self.drafter.extend(new)
         verified = perf_counter()
         account = self.account
         account.verify_seconds += verified - start
@@ -186,37 +207,47 @@ class Session:
         account.bonus += accepted == count
         account.tokens += len(new)
         account.rounds.append((count, accepted))
-        ob.end_round(self.obs, self.calibration, count, accepted)
-        self._begin_round()
+        self.drafts, self._draft_probs = [], []
+        self._ended = (float(count), float(accepted), self._entropy, float(self.limit - len(self.emitted)))
         account.policy_seconds += perf_counter() - verified
         return new
 
     def decide(self, policy: Callable) -> int:
         """Draft as the policy wishes; its last action, VERIFY or DROP (or DRAFT where there is no room for more)."""
-        if isinstance(policy, DraftPolicy) and isinstance(self.drafter, NGramDrafter) and not self.sampled_drafts:
-            return self._decide_ngram(policy, self.drafter)
+        start = perf_counter()
+        if isinstance(policy, DraftPolicy):
+            if self._served[0] is not policy:
+                self._serve(policy)
+            _, served, compiled = self._served
+            if self._drafts_ngrams:
+                return self._decide_ngram(served, compiled, start)
+            decide = lambda: compiled(self._scene, served)  # noqa: E731
+            assert self.obs is self._obs  # brought up to date
+        else:
+            decide = lambda: policy(self.obs)  # noqa: E731
         while True:
-            start = perf_counter()
-            action = int(policy(self.obs))
+            action = int(decide())
             self.account.policy_seconds += perf_counter() - start
             if action != ob.DRAFT or self.room <= 0:
                 return action
             self.draft()
+            start = perf_counter()
 
-    def _decide_ngram(self, policy: DraftPolicy, drafter: NGramDrafter) -> int:
-        start = perf_counter()
-        action, drafted = make_ngram_round(policy.decide)(
-            drafter.tables,
-            drafter.buffer,
-            drafter.length,
-            self.room,
-            self.obs,
-            self.calibration,
-            self._active,
-            policy.params,
-            policy.memory,
-        )
-        self.drafts = drafter.buffer[drafter.length : drafter.length + drafted].tolist()
+    @property
+    def _drafts_ngrams(self) -> bool:
+        return isinstance(self.drafter, NGramDrafter) and not self.sampled_drafts
+
+    def _serve(self, policy: DraftPolicy) -> None:
+        """Box the policy's parameters and memory, once a text."""
+        make = make_ngram_round if self._drafts_ngrams else make_decision
+        self._served = policy, Box((policy.params, policy.memory)), make(policy.decide)
+
+    def _decide_ngram(self, served: Box, compiled: Callable, start: float) -> int:
+        drafter: Any = self.drafter
+        length = drafter.length
+        action, drafted = compiled(self._scene, drafter.boxed_tables, served, length, self.room, self._ended)
+        self._ended = NONE_ENDED
+        self.drafts = drafter.buffer[length : length + drafted].tolist()
         seconds = perf_counter() - start
         drafting = min(drafted * drafter.token_seconds, seconds)
         self.account.drafted += drafted
@@ -280,7 +311,7 @@ class SpeculativeDecoder:
         back until they cannot.
         """
         session = self.session(prompt, max_new_tokens, **options)
-        yield from _until_stop(self.rounds(session), stop_tokens, stop)
+        yield from until_stop(self.rounds(session), stop_tokens, stop)
 
     def generate(
         self,
@@ -293,13 +324,17 @@ class SpeculativeDecoder:
     ) -> Generation:
         """Decode a whole text."""
         session = self.session(prompt, max_new_tokens, **options)
-        tokens = list(_until_stop(self.rounds(session), stop_tokens, stop))
+        tokens = list(until_stop(self.rounds(session), stop_tokens, stop))
         stopped = len(tokens) < len(session.emitted) or (bool(tokens) and tokens[-1] in stop_tokens)
         reason = "stop" if stopped else "length" if len(tokens) >= max_new_tokens else "context"
         return Generation(tokens, reason, session.account)
 
 
-def _until_stop(rounds: Iterator[list[int]], stop_tokens: Sequence[int], stop: Sequence[Sequence[int]]) -> Iterator[int]:
+def until_stop(rounds: Iterator[list[int]], stop_tokens: Sequence[int], stop: Sequence[Sequence[int]]) -> Iterator[int]:
+    """The tokens of `SpeculativeDecoder.rounds` up to a stop, as `SpeculativeDecoder.stream` yields them.
+
+    :raises ValueError: an empty stop sequence
+    """
     stops = [list(s) for s in stop]
     if any(not s for s in stops):
         raise ValueError("a stop sequence must hold at least one token")

@@ -1,52 +1,110 @@
 """A round's decisions in compiled code, with the functions that the simulator and the traces call.
 
-With an n-gram drafter a whole round of drafting is one compiled call; with any other drafter each token's observation is. A
-policy that is no `DraftPolicy` takes the plain path of `Session`, which decides the same.
+What a session's calls have in common stands in boxes (`kernels.jit.Box`): a decoding step may take less than a millisecond, and a
+policy is to cost less than a hundredth of it. With an n-gram drafter a whole round of drafting is one call.
 """
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
+from tdraft.kernels.jit import lean
 from tdraft.kernels.ngram import draft as ngram_draft
 
 from . import observation as ob
 
 
+class Scene(NamedTuple):
+    """A text as its observation is made of; box it."""
+
+    obs: np.ndarray  # (SIZE,)
+    calibration: ob.Calibration
+    text: np.ndarray  # int64, prompt, emitted tokens and drafts
+    active: np.ndarray  # (N_ACTIVE,) int64, room for the predictor's features
+
+
 @njit
-def observe_token(obs, calibration, confidence, entropy, order, log_count, token, previous, before, active):
-    """Predict the drafted token's acceptance and add it to the observation; features are rounded as a trace stores them."""
+def begin_text(scene, target_entropy, remaining):
+    """A text begins, and its first round."""
+    obs, calibration, _, _ = scene.value
+    ob.begin_text(obs, calibration)
+    ob.begin_round(obs, target_entropy, remaining)
+
+
+@lean
+def _next_round(scene, verified, accepted, target_entropy, remaining):
+    ob.end_round(scene.obs, scene.calibration, verified, accepted)
+    ob.begin_round(scene.obs, target_entropy, remaining)
+
+
+@njit
+def next_round(scene, verified, accepted, target_entropy, remaining):
+    """A verification has ended a round, and the next begins."""
+    _next_round(scene.value, verified, accepted, target_entropy, remaining)
+
+
+@lean
+def _observe(scene, confidence, entropy, order, log_count, place):
+    obs, calibration, text, active = scene
     confidence, entropy = np.float64(np.float32(confidence)), np.float64(np.float32(entropy))
     log_count = np.float64(np.float32(log_count))
     depth = int(obs[ob.DRAFTED]) + 1
-    ob.active_features(confidence, entropy, order, log_count, depth, obs[ob.TARGET_ENTROPY], token, previous, before, active)
+    ob.active_features(confidence, entropy, order, log_count, depth, obs[ob.TARGET_ENTROPY], text, place, active)
     acceptance = ob.predict_acceptance(calibration.weights, active)
     ob.add_token(obs, calibration, confidence, entropy, order, log_count, acceptance)
+
+
+@njit
+def observe_token(scene, confidence, entropy, order, log_count, place):
+    """Predict the acceptance of the drafted token text[place] and add it to the observation; features are rounded as a trace
+    stores them.
+    """
+    _observe(scene.value, confidence, entropy, order, log_count, place)
+
+
+@lru_cache
+def make_decision(decide):
+    """Compiled `decision(scene, served)` of one rule; `served` boxes a policy's params and memory."""
+
+    @njit
+    def decision(scene, served):
+        params, memory = served.value
+        return decide(params, memory, scene.value.obs)
+
+    return decision
 
 
 @lru_cache
 def make_ngram_round(decide):
     """Compiled round of drafting from n-gram tables under one rule.
 
-    :return: `round(tables, buffer, length, room, obs, calibration, active, params, memory) -> (action, drafted)`; the drafts are
-        buffer[length : length + drafted]
+    :return: `round(scene, tables, served, length, room, ended) -> (action, drafted)`; the drafts are text[length : length +
+        drafted]; `ended` holds the arguments of `next_round` where that is still to be done, (-1, ...) where not
     """
 
     @njit
-    def ngram_round(tables, buffer, length, room, obs, calibration, active, params, memory):
+    def ngram_round(scene, tables, served, length, room, ended):
+        here, grams, (params, memory) = scene.value, tables.value, served.value
+        if ended[0] >= 0.0:
+            _next_round(here, ended[0], ended[1], ended[2], ended[3])
         drafted = 0
-        action = decide(params, memory, obs)
+        action = decide(params, memory, here.obs)
         while action == ob.DRAFT and drafted < room:
-            end = length + drafted
-            token, confidence, entropy, order, count = ngram_draft(tables, buffer, end)
-            log_count = np.log1p(count)
-            observe_token(
-                obs, calibration, confidence, entropy, order, log_count, token, buffer[end - 1], buffer[end - 2], active
-            )
-            buffer[end] = token
+            place = length + drafted
+            here.text[place], confidence, entropy, order, count = ngram_draft(grams, here.text, place)
+            _observe(here, confidence, entropy, order, np.log1p(count), place)
             drafted += 1
-            action = decide(params, memory, obs)
+            action = decide(params, memory, here.obs)
         return action, drafted
 
     return ngram_round
+
+
+@njit
+def draft_ahead(scene, tables, length, count):
+    """Draft `count` tokens from n-gram tables and look at none of them: what drafting alone takes."""
+    text, grams = scene.value.text, tables.value
+    for place in range(length, length + count):
+        text[place] = ngram_draft(grams, text, place)[0]

@@ -5,8 +5,8 @@ verification. The observation is one float64 vector; FIELDS names its entries.
 
 The predicted acceptance of a drafted token comes from `predict_acceptance`, a hashed sparse logistic regression (McMahan et al.
 2013 describe the practice) on the drafter's confidence, entropy, n-gram order and count, the depth, the target's entropy at the
-last verified position and the identities of the last three tokens. It never sees what the policy did, so that it can be
-computed for a whole trace at once.
+last verified position, the identities of the last five tokens, and whether the text has gone on like this before (`earlier`).
+It never sees what the policy did, so that it can be computed for a whole trace at once.
 """
 
 from typing import NamedTuple
@@ -56,8 +56,13 @@ N_ACTIONS = 3
 N_FEATURES = 4  # of a drafted token: confidence, entropy, order, log_count
 EMA = 0.8
 
+# Of everything that an observation is made of: FIELDS, their updates, the templates of `active_features` and the hash. A policy
+# serves only under the version it was made with, so a change of any of them raises it (tests/test_policy_files.py pins them).
+FEATURE_VERSION = 2
+
 HASH_BITS = 18
-N_ACTIVE = 14
+N_ACTIVE = 20
+WINDOW, LONGEST = 160, 12  # tokens that `earlier` looks back, and the longest match that it tells apart
 _MASK = (1 << HASH_BITS) - 1
 
 
@@ -92,12 +97,41 @@ def _hash(template, value):
     return np.int64((z ^ (z >> np.uint64(29))) & np.uint64(_MASK))
 
 
-@njit
-def active_features(confidence, entropy, order, log_count, depth, target_entropy, token, previous, before, out):
+@lean
+def earlier(text, place):
+    """How the last WINDOW tokens have gone on after what now stands before `place`.
+
+    :return: length of the longest earlier match, whether the token at `place` followed there (the latest match counts among
+        equals), and length of the longest match that it followed; lengths up to LONGEST
+    """
+    first = max(place - WINDOW, 0)
+    token, last = text[place], text[place - 1]
+    longest, followed, agreeing = 0, 0, 0
+    for i in range(place - 2, first, -1):
+        if text[i] != last:
+            continue
+        length = 1
+        while length < LONGEST and i - length >= first and text[i - length] == text[place - 1 - length]:
+            length += 1
+        agrees = text[i + 1] == token
+        if length > longest:
+            longest, followed = length, 1 if agrees else 0
+        if agrees and length > agreeing:
+            agreeing = length
+    return longest, followed, agreeing
+
+
+@lean
+def _before(text, place, distance):
+    return text[place - distance] if place >= distance else np.int64(0)
+
+
+@lean
+def active_features(confidence, entropy, order, log_count, depth, target_entropy, text, place, out):
     """Indices of the predictor's active features for one drafted token.
 
     :param depth: 1 for the first drafted token of a round
-    :param token: the drafted token; previous, before: the two tokens before it
+    :param text: int64 tokens of the text and its drafts; the drafted token is text[place], place >= 1
     :param out: (N_ACTIVE,) int64, overwritten
     """
     c = np.int64(confidence * 19.999)
@@ -106,6 +140,11 @@ def active_features(confidence, entropy, order, log_count, depth, target_entropy
     n = min(np.int64(log_count * 1.5), 15)
     d = min(depth, 15)
     t = min(np.int64(target_entropy * 3.0), 11)
+    token, previous, before = text[place], text[place - 1], _before(text, place, 2)
+    three = (token * 65536 + previous) * 65536 + before
+    four = three * 65536 + _before(text, place, 3)
+    longest, followed, agreeing = earlier(text, place)
+    cache = (longest * 2 + followed) * 16 + agreeing
     out[0] = _hash(0, 0)
     out[1] = _hash(1, c * 16 + o)
     out[2] = _hash(2, e * 16 + o)
@@ -115,11 +154,17 @@ def active_features(confidence, entropy, order, log_count, depth, target_entropy
     out[6] = _hash(6, t * 32 + c)
     out[7] = _hash(7, token)
     out[8] = _hash(8, token * 65536 + previous)
-    out[9] = _hash(9, (token * 65536 + previous) * 65536 + before)
-    out[10] = _hash(10, token * 32 + c)
-    out[11] = _hash(11, previous * 32 + c)
-    out[12] = _hash(12, c * 32 + n)
-    out[13] = _hash(13, e * 32 + c)
+    out[9] = _hash(9, three)
+    out[10] = _hash(10, four)
+    out[11] = _hash(11, four * 65537 + _before(text, place, 4))  # wraps around, which a hash may
+    out[12] = _hash(12, token * 32 + c)
+    out[13] = _hash(13, previous * 32 + c)
+    out[14] = _hash(14, c * 32 + n)
+    out[15] = _hash(15, e * 32 + c)
+    out[16] = _hash(16, cache)
+    out[17] = _hash(17, cache * 32 + c)
+    out[18] = _hash(18, cache * 16 + t)
+    out[19] = _hash(19, cache * 16 + d)
 
 
 @njit

@@ -9,14 +9,18 @@ from tqdm import trange
 
 from tdraft.kernels.ngram import draft as ngram_draft
 
-from ..language_model import LanguageModel
+from ..backbones.base import State
+from ..language_model import LanguageModel, sweep_logits
 from . import observation as ob
+from .acceptance import Sweep
 from .cost import CostModel
 from .decoder import Session, position_noise
-from .drafters import Drafter, LMDrafter, NGramDrafter, distribution_entropy
+from .drafters import Drafter, LMDrafter, NGramDrafter, distribution_entropy, greedy_features
 from .sampling import Sampling
 from .trace import Trace
 from .verification import choose
+
+STRETCH = 8  # positions whose drafts share a call: long stretches attend in vain, short ones make many calls
 
 
 def draft_tree(n_tokens: int, depth: int) -> np.ndarray:
@@ -60,12 +64,8 @@ def _propose(drafter: Drafter, prompts: np.ndarray, tokens: np.ndarray, depth: i
     nodes = text
     for k in range(depth):
         logits, _ = drafter.model(torch.from_numpy(nodes), state, parents=draft_tree(n_tokens, k))
-        last = logits[:, -n_tokens:].double().numpy()
-        token = last.argmax(-1)
-        shifted = last - last.max(-1, keepdims=True)
+        token, features[:, :, k, 0], features[:, :, k, 1] = greedy_features(logits[:, -n_tokens:].double().numpy())
         proposals[:, :, k] = token
-        features[:, :, k, 0] = 1.0 / np.exp(shifted).sum(-1)
-        features[:, :, k, 1] = distribution_entropy(last)
         nodes = np.concatenate([nodes, token], axis=1)
     return proposals, features
 
@@ -81,6 +81,23 @@ def plain_text(target: LanguageModel, prompts: np.ndarray, n_tokens: int, sampli
             last = np.array([[choose(p[c], position_noise(int(keys[c]), n, 1)[0])] for c in range(len(p))])
             out.append(last)
     return np.concatenate(out, axis=1)
+
+
+def _judge(target: LanguageModel, state: State, text: np.ndarray, proposals: np.ndarray, sampling: Sampling):
+    """The target's word on a stretch of text and its drafts.
+
+    :param text: (B, n) the token before each position
+    :param proposals: (B, n, K)
+    :return: logits (B, n, V) at the positions, probability (B, n, K) of each proposal after those before it, state after the text
+    """
+    batch, size, depth = proposals.shape
+    drafts = proposals.transpose(0, 2, 1).reshape(batch, -1).astype(np.int64)
+    nodes = torch.from_numpy(np.concatenate([text, drafts], axis=1))
+    out, state = target(nodes, state, parents=draft_tree(size, depth))
+    logits = out.double().numpy().reshape(batch, depth + 1, size, -1)
+    judged = np.moveaxis(sampling(logits[:, :depth]), 1, 2)  # (B, n, K, V): the law of the token that the k-th draft claims
+    probability = np.take_along_axis(judged, proposals[..., None].astype(np.int64), -1)[..., 0]
+    return logits[:, 0], probability, state.path(np.arange(size))
 
 
 def _margin(logits: np.ndarray, p: np.ndarray, noise: float, sampling: Sampling) -> float:
@@ -100,11 +117,11 @@ def record(
     sampling: Sampling,
     keys: np.ndarray,
     *,
-    batch: int = 4,
+    batch: int = 16,
     progress: bool = False,
     meta: dict | None = None,
 ) -> Trace:
-    """The trace of the target's continuation of each prompt; a text and its drafts are verified as one tree in one call.
+    """The trace of the target's continuation of each prompt; a stretch of text and its drafts are verified as one tree.
 
     :param prompts: (C, P) int64
     :param keys: (C,) seeds of the position-keyed noise
@@ -115,7 +132,6 @@ def record(
         raise ValueError(
             f"prompt {prompts.shape[1]} + {n_tokens} tokens + drafts of {depth} exceed the context of {target.config.max_length}"
         )
-    parents = draft_tree(n_tokens, depth)
     tokens = np.concatenate(
         [plain_text(target, prompts[i : i + 64], n_tokens, sampling, keys[i : i + 64]) for i in range(0, contexts, 64)]
     )
@@ -128,23 +144,22 @@ def record(
             rows = slice(i, min(i + batch, contexts))
             proposals[rows], features[rows] = _propose(drafter, prompts[rows], tokens[rows], depth)
             text = np.concatenate([prompts[rows, -1:], tokens[rows, :-1]], axis=1)
-            drafts = proposals[rows].transpose(0, 2, 1).reshape(len(text), -1)
             before, state = target(torch.from_numpy(prompts[rows, :-1]))
-            nodes = np.concatenate([text, drafts.astype(np.int64)], axis=1)
-            logits = target(torch.from_numpy(nodes), state, parents=parents)[0]
-            logits = logits.double().numpy().reshape(len(text), depth + 1, n_tokens, -1)
+            logits = []
+            for first in range(0, n_tokens, STRETCH):
+                places = slice(first, first + STRETCH)
+                row, target_prob[rows, places], state = _judge(target, state, text[:, places], proposals[rows, places], sampling)
+                logits.append(row)
+            logits = np.concatenate(logits, axis=1)
+            entropy[rows] = distribution_entropy(np.concatenate([before[:, -1:].double().numpy(), logits[:, :-1]], axis=1))
             p = sampling(logits)
-            judged = np.moveaxis(p[:, :depth], 1, 2)  # (B, N, K, V): the law of the token that the k-th draft claims
-            target_prob[rows] = np.take_along_axis(judged, proposals[rows, :, :, None].astype(np.int64), -1)[..., 0]
-            first = distribution_entropy(before[:, -1:].double().numpy())
-            entropy[rows] = np.concatenate([first, distribution_entropy(logits[:, 0, :-1])], axis=1)
             for c in range(rows.start, rows.stop):
                 noise = position_noise(int(keys[c]), 0, n_tokens)
                 for n in range(n_tokens):
-                    margin[c, n] = _margin(logits[c - i, 0, n], p[c - i, 0, n], noise[n], sampling)
+                    margin[c, n] = _margin(logits[c - i, n], p[c - i, n], noise[n], sampling)
     return Trace(
         tokens.astype(np.int32),
-        prompts[:, -2:].astype(np.int32),
+        prompts.astype(np.int32),
         proposals,
         features,
         target_prob,
@@ -161,6 +176,40 @@ def record(
             **(meta or {}),
         },
     )
+
+
+def text_logits(target: LanguageModel, tokens: np.ndarray) -> np.ndarray:
+    """(N, V) float16 logits of the token after each of tokens (N,), for `sweep`: read once, judged for every drafter."""
+    out = np.empty((len(tokens), target.config.vocab_size), np.float16)
+    for begin, logits in sweep_logits(target, tokens, overlap=0.25):
+        out[begin : begin + len(logits)] = logits.numpy()
+    return out
+
+
+def sweep(logits: np.ndarray, tokens: np.ndarray, drafter: Drafter, sampling: Sampling) -> Sweep:
+    """What the target with these `text_logits` says of a drafter's proposal at every position of a text."""
+    proposals, features = _propose_along(drafter, tokens)
+    probability, entropy = np.empty(len(tokens)), np.empty(len(tokens), np.float32)
+    for i in range(0, len(tokens), 1 << 15):
+        rows = slice(i, i + (1 << 15))
+        exact = logits[rows].astype(np.float64)
+        entropy[rows] = distribution_entropy(exact)
+        probability[rows] = np.take_along_axis(sampling(exact), proposals[rows, None].astype(np.int64), -1)[:, 0]
+    return Sweep(tokens, proposals, features, probability, entropy)
+
+
+def _propose_along(drafter: Drafter, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The drafter's greedy next token after each of tokens (N,): proposals (N,) and features (N, 4)."""
+    proposals, features = np.zeros((len(tokens), 1), np.int32), np.zeros((len(tokens), 1, ob.N_FEATURES), np.float32)
+    if isinstance(drafter, NGramDrafter):
+        _propose_ngram(drafter.tables, tokens[:1], np.roll(tokens, -1), 1, proposals, features)
+    elif isinstance(drafter, LMDrafter):
+        for begin, logits in sweep_logits(drafter.model, tokens, overlap=0.25):
+            rows = slice(begin, begin + len(logits))
+            proposals[rows, 0], features[rows, 0, 0], features[rows, 0, 1] = greedy_features(logits.double().numpy())
+    else:
+        raise TypeError(f"cannot sweep with a {type(drafter).__name__}; give an NGramDrafter or an LMDrafter")
+    return proposals[:, 0], features[:, 0]
 
 
 def count_accepted(proposals: np.ndarray, tokens: np.ndarray) -> np.ndarray:
@@ -189,48 +238,30 @@ def measure_cost(
     """T(m) and the price of a drafted token on this machine: medians over `repeats` interleaved rounds of a real session.
 
     A verification is timed whole, with what the decoder does around the target's call, so that units add up to the wall clock.
+    Drafts are timed between verifications, as they come in decoding, with the caches that those leave.
     """
-    verify = np.zeros((repeats, max_drafted + 2))
+    verify, ahead = np.zeros((2, repeats, max_drafted + 1))
     draft: list[float] = []
     rng = np.random.default_rng(0)
     for i in range(-2, repeats):  # two rounds to warm up
         prompt = prompts[int(rng.integers(len(prompts)))]
-        session = Session(
-            target,
-            drafter,
-            prompt,
-            1 << 20,
-            calibration=calibration,
-            sampling=sampling,
-            max_drafted=max_drafted,
-            key=i + 2,
-        )
+        options = {"calibration": calibration, "sampling": sampling, "max_drafted": max_drafted, "key": i + 2}
+        session = Session(target, drafter, prompt, 1 << 20, **options)
         for count in rng.permutation(max_drafted + 1):
+            ngrams = session.time_drafting(count)
             before = session.account.draft_seconds
             for _ in range(count):
                 session.draft()
-            if count and i >= 0:
-                draft.append((session.account.draft_seconds - before) / count)
+            drafted = session.account.draft_seconds - before
             start = perf_counter()
             session.verify(int(count))
             if i >= 0:
-                verify[i, count + 1] = perf_counter() - start
+                verify[i, count], ahead[i, count] = perf_counter() - start, ngrams
+                draft += [drafted / count] if count else []
     seconds = np.median(verify, axis=0)
-    ratio = np.maximum.accumulate(seconds / seconds[1])
-    ratio[0], ratio[1] = 0.0, 1.0
-    if isinstance(drafter, NGramDrafter):  # decoding drafts in compiled rounds, which the loop above did not
-        drafter.token_seconds = _ngram_seconds(drafter, prompts[0], max_drafted)
-        draft = [drafter.token_seconds]
-    return CostModel(ratio, float(np.median(draft) / seconds[1]), float(seconds[1]))
-
-
-def _ngram_seconds(drafter: NGramDrafter, prompt: np.ndarray, depth: int, positions: int = 200) -> float:
-    """Seconds a token inside a compiled round of drafting, the median of 21 runs."""
-    tokens = np.resize(prompt, positions)
-    proposals, features = np.zeros((positions, depth), np.int32), np.zeros((positions, depth, ob.N_FEATURES), np.float32)
-    seconds = []
-    for _ in range(22):
-        start = perf_counter()
-        _propose_ngram(drafter.tables, prompt, tokens, depth, proposals, features)
-        seconds.append((perf_counter() - start) / (positions * depth))
-    return float(np.median(seconds[1:]))
+    ratio = np.concatenate([[0.0, 1.0], np.maximum.accumulate(seconds / seconds[0])[1:]])
+    token = float(np.median(draft))
+    if isinstance(drafter, NGramDrafter):  # its rounds are compiled: what a call takes beside its tokens is the policy's
+        extra = np.median(ahead, axis=0)
+        token = drafter.token_seconds = max(float((extra - extra[0]).sum() / np.arange(max_drafted + 1).sum()), 0.0)
+    return CostModel(ratio, float(token / seconds[0]), float(seconds[0]))

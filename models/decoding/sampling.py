@@ -10,6 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 
+class SamplingError(ValueError):
+    """A temperature, top-k or top-p out of range."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How logits become a distribution.
@@ -26,11 +30,11 @@ class Sampling:
 
     def __post_init__(self):
         if not (self.temperature >= 0.0 and np.isfinite(self.temperature)):
-            raise ValueError(f"temperature must be >= 0 and finite, got {self.temperature} (0 is greedy)")
+            raise SamplingError(f"temperature must be >= 0 and finite, got {self.temperature} (0 is greedy)")
         if self.top_k < 0 or self.top_k != int(self.top_k):
-            raise ValueError(f"top_k must be an integer >= 0, got {self.top_k} (0 keeps every token)")
+            raise SamplingError(f"top_k must be an integer >= 0, got {self.top_k} (0 keeps every token)")
         if not 0.0 < self.top_p <= 1.0:
-            raise ValueError(f"top_p must be in (0, 1], got {self.top_p} (1 keeps every token)")
+            raise SamplingError(f"top_p must be in (0, 1], got {self.top_p} (1 keeps every token)")
 
     @property
     def greedy(self) -> bool:

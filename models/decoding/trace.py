@@ -14,7 +14,7 @@ import numpy as np
 from ..files import atomic_write
 from .observation import N_FEATURES
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 class TraceError(ValueError):
@@ -26,7 +26,7 @@ class Trace:
     """C contexts, N emitted positions in each, K proposed tokens at each position.
 
     :param tokens: (C, N) int32, what the target emits
-    :param before: (C, 2) int32, the last two tokens of each prompt, oldest first
+    :param prompts: (C, P) int32, P >= 2
     :param proposals: (C, N, K) int32, the drafter's greedy continuation of the text before the position
     :param features: (C, N, K, 4) float32: confidence, entropy (nats), order, log(1 + count) of each proposed token
     :param target_prob: (C, N, K) float64, the target's probability of each proposed token given the ones before it
@@ -37,7 +37,7 @@ class Trace:
     """
 
     tokens: np.ndarray
-    before: np.ndarray
+    prompts: np.ndarray
     proposals: np.ndarray
     features: np.ndarray
     target_prob: np.ndarray
@@ -50,7 +50,7 @@ class Trace:
         c, n, k = self.proposals.shape
         expected = {
             "tokens": (c, n),
-            "before": (c, 2),
+            "prompts": (c, *self.prompts.shape[1:2]),
             "features": (c, n, k, N_FEATURES),
             "target_prob": (c, n, k),
             "accepted": (c, n),
@@ -60,6 +60,8 @@ class Trace:
         for name, shape in expected.items():
             if getattr(self, name).shape != shape:
                 raise TraceError(f"trace: {name} has shape {getattr(self, name).shape}, expected {shape}")
+        if self.prompts.ndim != 2 or self.prompts.shape[1] < 2:
+            raise TraceError(f"trace: prompts must be (C, P) with P >= 2, got shape {self.prompts.shape}")
 
     @property
     def shape(self) -> tuple[int, int, int]:
