@@ -7,12 +7,29 @@ if TYPE_CHECKING:
     from .actor_critic import ActorCritic as ActorCritic
     from .average_reward import SemiMarkovQ as SemiMarkovQ
     from .base import Agent as Agent
+    from .differential import DifferentialSarsa as DifferentialSarsa
+    from .differential import RelativeQ as RelativeQ
+    from .differential import RLearning as RLearning
+    from .double import DoubleExpectedSarsa as DoubleExpectedSarsa
+    from .double import DoubleQ as DoubleQ
+    from .dyna import DynaQ as DynaQ
+    from .dyna import DynaQPlus as DynaQPlus
     from .linear import LinearExpectedSarsa as LinearExpectedSarsa
     from .linear import LinearQ as LinearQ
     from .linear import LinearSarsa as LinearSarsa
+    from .monte_carlo import MonteCarlo as MonteCarlo
+    from .monte_carlo import OffPolicyMonteCarlo as OffPolicyMonteCarlo
+    from .n_step import NStepExpectedSarsa as NStepExpectedSarsa
+    from .n_step import NStepSarsa as NStepSarsa
+    from .n_step import OffPolicyNStepSarsa as OffPolicyNStepSarsa
+    from .n_step import QSigma as QSigma
+    from .n_step import TreeBackup as TreeBackup
+    from .prioritised_sweeping import PrioritisedSweeping as PrioritisedSweeping
     from .tabular import ExpectedSarsa as ExpectedSarsa
     from .tabular import QLearning as QLearning
     from .tabular import Sarsa as Sarsa
+    from .tabular_traces import SarsaLambda as SarsaLambda
+    from .tabular_traces import WatkinsQ as WatkinsQ
 
 AGENTS = {
     "q-learning": "QLearning",
@@ -23,6 +40,23 @@ AGENTS = {
     "linear-expected-sarsa": "LinearExpectedSarsa",
     "linear-q": "LinearQ",
     "actor-critic": "ActorCritic",
+    "n-step-sarsa": "NStepSarsa",
+    "n-step-expected-sarsa": "NStepExpectedSarsa",
+    "off-policy-n-step-sarsa": "OffPolicyNStepSarsa",
+    "tree-backup": "TreeBackup",
+    "q-sigma": "QSigma",
+    "double-q": "DoubleQ",
+    "double-expected-sarsa": "DoubleExpectedSarsa",
+    "sarsa-lambda": "SarsaLambda",
+    "q-lambda": "WatkinsQ",
+    "monte-carlo": "MonteCarlo",
+    "off-policy-monte-carlo": "OffPolicyMonteCarlo",
+    "dyna-q": "DynaQ",
+    "dyna-q-plus": "DynaQPlus",
+    "prioritised-sweeping": "PrioritisedSweeping",
+    "differential-sarsa": "DifferentialSarsa",
+    "r-learning": "RLearning",
+    "rvi-q": "RelativeQ",
 }
 _MODULES = {
     "Agent": "base",
@@ -34,6 +68,23 @@ _MODULES = {
     "LinearExpectedSarsa": "linear",
     "LinearQ": "linear",
     "ActorCritic": "actor_critic",
+    "NStepSarsa": "n_step",
+    "NStepExpectedSarsa": "n_step",
+    "OffPolicyNStepSarsa": "n_step",
+    "TreeBackup": "n_step",
+    "QSigma": "n_step",
+    "DoubleQ": "double",
+    "DoubleExpectedSarsa": "double",
+    "SarsaLambda": "tabular_traces",
+    "WatkinsQ": "tabular_traces",
+    "MonteCarlo": "monte_carlo",
+    "OffPolicyMonteCarlo": "monte_carlo",
+    "DynaQ": "dyna",
+    "DynaQPlus": "dyna",
+    "PrioritisedSweeping": "prioritised_sweeping",
+    "DifferentialSarsa": "differential",
+    "RLearning": "differential",
+    "RelativeQ": "differential",
 }
 
 

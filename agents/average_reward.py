@@ -9,7 +9,8 @@ from tdraft.kernels.jit import lean
 from tdraft.value.targets import average_reward_error
 
 from .settings import StepSettings, check, step_size
-from .tabular import TableLearner, TabularAgent, act, remember, update
+from .table_rules import TableLearner, act, remember, update
+from .tabular import TabularAgent
 
 
 class AverageRewardLearner(NamedTuple):
@@ -50,8 +51,8 @@ def average_reward_step(learner, reward, discount, obs, duration, rng):
     """
     if discount == 0.0:
         learner.rate[1], learner.rate[2], learner.rate[3] = 1.0, reward, duration
-    else:
-        improve(learner, reward, duration, obs)
+        return learner.table.last[1]  # what is remembered stays: begin learns from it
+    improve(learner, reward, duration, obs)
     return remember(learner.table, obs, act(learner.table, obs, rng))
 
 

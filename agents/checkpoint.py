@@ -1,13 +1,12 @@
 """One file an agent: arrays and a JSON description, in NumPy's npz. No pickles, so that loading a file runs no code."""
 
 import json
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tdraft.models.files import atomic_write
+from tdraft.models.files import DAMAGED, atomic_write
 
 FORMAT = "tdraft agent"
 SCHEMA = 1
@@ -37,7 +36,7 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         meta = json.loads(arrays.pop("meta").tobytes())
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError, EOFError, AttributeError, TypeError) as error:
+    except DAMAGED as error:
         raise CheckpointError(f"{path} is not a checkpoint of an agent, or it is damaged ({error})") from error
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of a tdraft agent")

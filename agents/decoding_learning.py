@@ -48,7 +48,7 @@ WITH_ENTROPY = "actor-critic, entropy"
 TABLES = {"Q-learning": (QLearning, {"gamma": 1.0}), "average-reward Q-learning": (SemiMarkovQ, {"eta": 0.01})}
 TABLE_SCHEDULE = {"alpha": 0.2, "alpha_final": 0.001, "epsilon": 0.1, "epsilon_final": 0.01, "average": 0.3}
 POLICY_GRADIENT = {
-    **{"alpha": 0.1, "alpha_final": 0.01, "alpha_w": 0.1, "alpha_w_final": 0.002, "beta": 0.2, "beta_final": 0.0},
+    **{"alpha": 0.2, "alpha_final": 0.005, "alpha_w": 0.1, "alpha_w_final": 0.002, "beta": 0.2, "beta_final": 0.0},
     **{"gamma": 1.0, "lambda_": 0.9, "n_steps": 16, "average_reward": True, "eta": 0.01},
 }
 

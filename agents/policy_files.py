@@ -5,9 +5,6 @@ RULES; parameters are tuples, NamedTuples, arrays and numbers, nested as they li
 """
 
 import json
-import struct
-import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +17,7 @@ from tdraft.models.decoding.calibration import CalibrationError, shapes_fit
 from tdraft.models.decoding.cost import CostModel
 from tdraft.models.decoding.observation import FEATURE_VERSION, Calibration
 from tdraft.models.decoding.policy import DraftPolicy
-from tdraft.models.files import atomic_write
+from tdraft.models.files import DAMAGED, atomic_write
 from tdraft.value.tiles import TileCoding, tile_index
 
 from . import belief_planning, decoding_learning
@@ -154,10 +151,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         format = meta["format"]
     except PermissionError:
         raise
-    except (
-        *(OSError, EOFError, zipfile.BadZipFile, zlib.error, struct.error, RuntimeError, MemoryError),
-        *(KeyError, ValueError, TypeError, AttributeError, OverflowError),
-    ) as error:
+    except DAMAGED as error:
         raise PolicyFileError(f"{path} is no policy, or it is damaged ({type(error).__name__}: {error}): {AGAIN}") from error
     if format != FORMAT:
         raise PolicyFileError(f'{path} is no policy but a file of format "{format}": {AGAIN}')

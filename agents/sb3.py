@@ -8,8 +8,7 @@ import logging
 import pickle
 import time
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -26,6 +25,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecEnv
 
 from tdraft.models.files import atomic_write
+from tdraft.models.threads import one_thread
 
 from .base import SpaceError
 from .checkpoint import CheckpointError
@@ -75,17 +75,6 @@ class LogPoints(BaseCallback):
             return True
         self.mark = self.every * (self.num_timesteps // self.every + 1)
         return self.at_mark()
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """torch on one thread: networks this small are several times slower on two, and on a busy machine on any more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 class Sb3Agent:

@@ -1,85 +1,18 @@
-"""Tabular one-step control: Q-learning, Sarsa and Expected Sarsa. A rule is a `begin` and a `step` over a tuple of arrays."""
+"""Tabular one-step control: Q-learning, Sarsa and Expected Sarsa; what every agent with a table shares."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 from gymnasium import spaces
 from numba import njit
 
-from tdraft.kernels.jit import lean
-from tdraft.value.tables import accumulate, average, epsilon_greedy, first_greedy
-from tdraft.value.targets import expected_sarsa_error, q_learning_error, sarsa_error
+from tdraft.value.tables import average, first_greedy
 
 from .base import Agent, Decision, SpaceError, check_observation
-from .settings import Schedule, StepSettings, check, exploration, step_size
-
-
-class TableLearner(NamedTuple):
-    """State of a tabular agent with S states and A actions."""
-
-    q: np.ndarray  # (S, A) action values
-    last: np.ndarray  # (2,) int64 previous state and action
-    clock: np.ndarray  # (1,) int64 steps learned from
-    error: np.ndarray  # (1,) sum of absolute TD errors since it was last reported
-    total: np.ndarray  # (S, A) integral of q for its average, (0, 0) where none is kept
-    since: np.ndarray  # (S, A) step up to which `total` is complete
-    schedule: Schedule
-
-
-@lean
-def act(learner, obs, rng):
-    """Epsilon-greedy action at obs."""
-    return epsilon_greedy(learner.q[obs], exploration(learner.schedule, learner.clock[0]), rng)
-
-
-@lean
-def remember(learner, obs, action):
-    learner.last[0], learner.last[1] = obs, action
-    return action
-
-
-@lean
-def update(learner, s, a, error):
-    """q[s, a] += alpha * error, and time goes on."""
-    now = learner.clock[0]
-    if now >= learner.schedule.average_start:
-        accumulate(learner.total, learner.since, learner.q, s, a, now, learner.schedule.average_start)
-    learner.q[s, a] += step_size(learner.schedule, now) * error
-    learner.clock[0] = now + 1
-    learner.error[0] += abs(error)
-
-
-@lean
-def begin(learner, obs, rng):
-    """The first action of an episode."""
-    return remember(learner, obs, act(learner, obs, rng))
-
-
-@lean
-def q_learning_step(learner, reward, discount, obs, duration, rng):
-    """q[s, a] += alpha * (r + discount * max_b q[s', b] - q[s, a])   (Watkins 1989; Sutton & Barto eq. 6.8)."""
-    s, a = learner.last[0], learner.last[1]
-    update(learner, s, a, q_learning_error(learner.q[s], a, reward, discount, learner.q[obs]))
-    return begin(learner, obs, rng)
-
-
-@lean
-def sarsa_step(learner, reward, discount, obs, duration, rng):
-    """q[s, a] += alpha * (r + discount * q[s', a'] - q[s, a])   (Rummery & Niranjan 1994; Sutton & Barto eq. 6.7)."""
-    s, a = learner.last[0], learner.last[1]
-    action = act(learner, obs, rng)
-    update(learner, s, a, sarsa_error(learner.q[s], a, reward, discount, learner.q[obs], action))
-    return remember(learner, obs, action)
-
-
-@lean
-def expected_sarsa_step(learner, reward, discount, obs, duration, rng):
-    """q[s, a] += alpha * (r + discount * sum_b pi(b) q[s', b] - q[s, a])   (Sutton & Barto eq. 6.9)."""
-    s, a = learner.last[0], learner.last[1]
-    epsilon = exploration(learner.schedule, learner.clock[0])
-    update(learner, s, a, expected_sarsa_error(learner.q[s], a, reward, discount, learner.q[obs], epsilon))
-    return begin(learner, obs, rng)
+from .behaviours import BEHAVIOURS, DECAYS, VisitLearner, behaved_rule, exponent
+from .settings import SettingsError, StepSettings, check
+from .table_rules import TableLearner, begin, expected_sarsa_step, q_learning_step, sarsa_step
 
 
 @njit
@@ -175,22 +108,108 @@ class TabularAgent(Agent):
         return (self.values() if self.settings.average else self.q)[batch].argmax(axis=1)
 
 
-class QLearning(TabularAgent):
+@dataclass(frozen=True)
+class OneStepSettings(TableSettings):
+    """Hyper-parameters of a one-step agent."""
+
+    behaviour: str = "epsilon-greedy"
+    """"epsilon-greedy"; "softmax" (Boltzmann) with `temperature`; "ucb", upper confidence bounds with `c`."""
+    temperature: float = 1.0
+    """Of softmax, > 0, in units of the reward."""
+    c: float = 1.0
+    """Degree of UCB's exploration, >= 0, in units of the reward."""
+    alpha_decay: str = "linear"
+    """From alpha to alpha_final: "linear" or "exponential" over the horizon; "visits": alpha / n(s, a), a mean for alpha 1."""
+    epsilon_decay: str = "linear"
+    """From epsilon to epsilon_final: "linear" or "exponential" over the horizon; "visits": epsilon / n(s)."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check("temperature", self.temperature, 0, 1e300, open_low=True)
+        check("c", self.c, 0, 1e300)
+        for name, known in (("behaviour", BEHAVIOURS), ("alpha_decay", DECAYS), ("epsilon_decay", DECAYS)):
+            if getattr(self, name) not in known:
+                raise SettingsError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        for name in ("alpha", "epsilon"):
+            decay, final = getattr(self, f"{name}_decay"), getattr(self, f"{name}_final")
+            if decay == "exponential" and (not final or not getattr(self, name)):
+                raise SettingsError(f'{name}_decay="exponential" needs {name} and {name}_final above 0, and horizon')
+            if decay == "visits" and final is not None:
+                raise SettingsError(f'{name}_decay="visits" has no {name}_final')
+
+    @property
+    def plain(self) -> bool:
+        """Whether the table is all that the rules need: no counts of visits, no powers."""
+        return (self.behaviour, self.alpha_decay, self.epsilon_decay) == ("epsilon-greedy", "linear", "linear")
+
+
+class OneStepAgent(TabularAgent):
+    """A one-step agent with a choice of behaviours and decays; the default ones are compiled without any trace of the others."""
+
+    Settings = OneStepSettings
+    plain_step: ClassVar[Any]
+    kind: ClassVar[str]  # of `behaved_rule`
+
+    def make_learner(self) -> Any:
+        settings, table = self.settings, self.table_learner()
+        if settings.plain:
+            self.begin_rule, self.step_rule = begin, self.plain_step  # pyright: ignore[reportAttributeAccessIssue]
+            return table
+        rule = behaved_rule(self.kind, settings.behaviour, settings.alpha_decay, settings.epsilon_decay)
+        self.begin_rule, self.step_rule = rule.begin, rule.step  # pyright: ignore[reportAttributeAccessIssue]
+        self._rule = rule
+        return VisitLearner(
+            table=table,
+            visits=np.zeros(table.q.shape),
+            scratch=np.zeros(self.n_actions),
+            temperature=float(settings.temperature),
+            c=float(settings.c),
+            alpha_exponent=exponent(settings.alpha, settings.alpha_final, settings.alpha_decay),
+            epsilon_exponent=exponent(settings.epsilon, settings.epsilon_final, settings.epsilon_decay),
+        )
+
+    @property
+    def table(self) -> TableLearner:
+        return self.learner if self.settings.plain else self.learner.table
+
+    @property
+    def epsilon(self) -> float:
+        """Exploration probability at this moment: a mean over the states visited where it depends on the state; 0 for UCB."""
+        if self.settings.plain:
+            return super().epsilon
+        visited = np.flatnonzero(self.learner.visits.sum(axis=1))
+        chances = [self._rule.exploring(self.learner, s) for s in (visited if len(visited) else range(1))]
+        return float(np.mean(chances))
+
+    def exploring_actions(self, batch: np.ndarray, greedy: np.ndarray) -> np.ndarray:
+        if self.settings.plain:
+            return super().exploring_actions(batch, greedy)
+        return np.array([self._rule.choose(self.learner, s, self.predict_rng) for s in batch], np.int64)
+
+
+class QLearning(OneStepAgent):
     """Tabular Q-learning (Watkins 1989; Sutton & Barto sec. 6.5)."""
 
     name = "q-learning"
-    step_rule = staticmethod(q_learning_step)
+    plain_step, kind = staticmethod(q_learning_step), "q-learning"
 
 
-class Sarsa(TabularAgent):
+class Sarsa(OneStepAgent):
     """Tabular Sarsa (Rummery & Niranjan 1994; Sutton & Barto sec. 6.4)."""
 
     name = "sarsa"
-    step_rule = staticmethod(sarsa_step)
+    plain_step, kind = staticmethod(sarsa_step), "sarsa"
 
 
-class ExpectedSarsa(TabularAgent):
-    """Tabular Expected Sarsa (van Seijen et al. 2009; Sutton & Barto sec. 6.6)."""
+class ExpectedSarsa(OneStepAgent):
+    """Tabular Expected Sarsa (van Seijen et al. 2009; Sutton & Barto sec. 6.6); UCB is no distribution to expect over."""
 
     name = "expected-sarsa"
-    step_rule = staticmethod(expected_sarsa_step)
+    plain_step, kind = staticmethod(expected_sarsa_step), "expected-sarsa"
+
+    def make_learner(self) -> Any:
+        if self.settings.behaviour == "ucb":
+            raise SettingsError(
+                'expected-sarsa needs behaviour "epsilon-greedy" or "softmax", got "ucb", which is no distribution'
+            )
+        return super().make_learner()

@@ -53,6 +53,8 @@ def compile_env(env: gym.Env) -> CompiledEnv | Reason:
             return Reason(f"{type(layer).__name__}.{changed[0]} was replaced on the instance")
         if callable(getattr(type(layer), "compiled", None)):
             made = layer.compiled()
+            if isinstance(made, Reason):
+                return made
             if made is None:
                 return Reason(f"{type(layer).__name__} has no compiled form with these settings")
             return own_arrays(made._replace(limit=_tighter(made.limit, limit)))
@@ -98,8 +100,14 @@ class Table(NamedTuple):
 @lean
 def draw(cumulative, rng):
     """The first index whose cumulated probability exceeds a uniform draw, else 0: Gymnasium's categorical_sample, bit for bit."""
-    u, index = uniform(rng), 0
-    while index < len(cumulative) and cumulative[index] <= u:
+    u, index, end = uniform(rng), 0, len(cumulative)
+    while end - index > 16:  # halve long rows
+        middle = (index + end) // 2
+        if cumulative[middle] <= u:
+            index = middle + 1
+        else:
+            end = middle + 1
+    while index < end and cumulative[index] <= u:
         index += 1
     return index if index < len(cumulative) else 0
 
@@ -126,7 +134,7 @@ def table_env(transitions: Any, start: Any, limit: int = 0) -> CompiledEnv:
     :param transitions: `P[state][action]` = list of (probability, next state, reward, terminated)
     :param start: (S,) probabilities of the first state
     :param limit: time limit in steps, 0 for none
-    :raises ValueError: probabilities that do not sum to 1, or a next state out of range
+    :raises ValueError: probabilities that do not sum to 1, a next state out of range, or a reward that is not finite
     """
     n_states, n_actions = len(transitions), len(transitions[0])
     width = max(len(transitions[s][a]) for s in range(n_states) for a in range(n_actions))
@@ -136,13 +144,15 @@ def table_env(transitions: Any, start: Any, limit: int = 0) -> CompiledEnv:
         for a in range(n_actions):
             outcomes = transitions[s][a]
             cumulated = np.cumsum([o[0] for o in outcomes])
-            if not outcomes or abs(cumulated[-1] - 1) > 1e-9 or any(o[0] < 0 for o in outcomes):
+            if not outcomes or not abs(cumulated[-1] - 1) <= 1e-9 or any(o[0] < 0 for o in outcomes):
                 raise ValueError(f"probabilities of state {s}, action {a} must sum to 1, got {[o[0] for o in outcomes]}")
             table.cumulative[s, a] = cumulated[-1]
             table.cumulative[s, a, : len(outcomes)] = cumulated
             for k, (_, following, reward, terminated) in enumerate(outcomes):
                 if not 0 <= following < n_states:
                     raise ValueError(f"P[{s}][{a}] leads to state {following}, but there are {n_states} states")
+                if not np.isfinite(reward):
+                    raise ValueError(f"P[{s}][{a}] has the reward {reward}: rewards must be finite")
                 table.following[s, a, k], table.reward[s, a, k] = following, reward
                 table.terminated[s, a, k] = terminated
     if len(table.start) != n_states or abs(table.start[-1] - 1) > 1e-9:

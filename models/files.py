@@ -1,10 +1,30 @@
 """Saving without loss: write beside the target, flush to disk, rename."""
 
 import os
+import struct
 import tempfile
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+# What NumPy raises on a file that is no whole npz, or whose arrays are not those that were asked for.
+DAMAGED: tuple[type[Exception], ...] = (
+    *(
+        OSError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+        struct.error,
+        tokenize.TokenError,
+        SyntaxError,
+        RuntimeError,
+        MemoryError,
+    ),
+    *(KeyError, ValueError, TypeError, AttributeError, OverflowError),
+)
 
 
 @contextmanager

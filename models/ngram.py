@@ -8,8 +8,6 @@ distribution. Discounts are estimated per order from the counts of counts, as in
 """
 
 import hashlib
-import zipfile
-import zlib
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +18,7 @@ import numpy as np
 from tdraft.kernels import ngram as kernels
 from tdraft.kernels.ngram import NGramTables
 
-from .files import atomic_write
+from .files import DAMAGED, atomic_write
 
 SCHEMA = 1
 FALLBACK_DISCOUNTS = (0.0, 0.5, 1.0, 1.5)  # kenlm's, where the counts of counts give none
@@ -186,7 +184,7 @@ class NGram:
                 arrays = {name: file[name] for name in ("tdraft_ngram", *_SAVED)}
         except FileNotFoundError:
             raise NGramError(f"{path} does not exist; train an n-gram model first") from None
-        except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        except DAMAGED as error:
             raise NGramError(f"{path} is not a whole n-gram model ({type(error).__name__}); train it again") from None
         header = arrays.pop("tdraft_ngram").ravel().tolist()
         if len(header) != 3 or header[0] != SCHEMA:

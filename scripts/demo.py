@@ -44,7 +44,7 @@ class Demo:
     """reuse the models and traces that a former run left in --out"""
     sb3: bool = False
     """train Stable-Baselines3's PPO and DQN too, at the measured costs"""
-    target_seconds: float = 110.0
+    target_seconds: float = 115.0
     """training time of the target"""
     drafter_seconds: float = 20.0
     """training time of the one-layer drafter"""
@@ -52,13 +52,13 @@ class Demo:
     """training text that the n-gram is relabelled on with the target's choices"""
     sweep_bytes: int = 400_000
     """training text behind it that the predictor of acceptance reads first"""
-    contexts: int = 400
+    contexts: int = 304
     """held-out test contexts"""
-    train_contexts: int = 256
+    train_contexts: int = 304
     """contexts that agents train on"""
-    validation_contexts: int = 128
+    validation_contexts: int = 112
     """contexts that baselines are tuned and agents chosen on"""
-    live_contexts: int = 24
+    live_contexts: int = 16
     """test contexts decoded live, on the wall clock"""
     prompt: int = 96
     """bytes of a prompt"""
@@ -166,8 +166,13 @@ class Traces:
         return Material(self.train, self.validation, self.calibration, self.cost)
 
 
-def record_traces(demo: Demo, corpus: Corpus, models: Models, name: str, temperature: float) -> Traces:
-    """Traces of the three splits, the calibration fitted to the first, and the clock."""
+def record_traces(
+    demo: Demo, corpus: Corpus, models: Models, name: str, temperature: float, texts: dict[tuple[float, str], np.ndarray]
+) -> Traces:
+    """Traces of the three splits, the calibration fitted to the first, and the clock.
+
+    :param texts: (temperature, split) -> what the target goes on with, which no drafter changes; filled in
+    """
     sampling, drafter = Sampling(temperature=temperature), models.drafters[name]
     held_out = draw_prompts(corpus.validation, demo.train_contexts + demo.validation_contexts, demo.prompt, demo.seed)
     prompts = {
@@ -176,14 +181,16 @@ def record_traces(demo: Demo, corpus: Corpus, models: Models, name: str, tempera
         "test": draw_prompts(corpus.test, demo.contexts, demo.prompt, demo.seed + 1),
     }
     traces, keys = {}, np.zeros(0)
-    for i, (split, texts) in enumerate(prompts.items()):
+    for i, (split, begins) in enumerate(prompts.items()):
         path = demo.out / "traces" / f"{slug(name)}-T{temperature:g}-{split}.npz"
-        keys = np.arange(len(texts)) + 1_000_000 * i
+        keys = np.arange(len(begins)) + 1_000_000 * i
         if demo.resume and path.exists():
             traces[split] = Trace.load(path, drafter=drafter.fingerprint, target=models.target.fingerprint)
             continue
         options = {"progress": sys.stderr.isatty(), "meta": {"corpus": corpus.hash, "split": split}}
-        traces[split] = record(models.target, drafter, texts, demo.tokens, demo.depth, sampling, keys, **options)
+        known = texts.get((temperature, split))
+        traces[split] = record(models.target, drafter, begins, demo.tokens, demo.depth, sampling, keys, tokens=known, **options)
+        texts[temperature, split] = traces[split].tokens
         traces[split].save(path)
     text, logits = models.swept
     calibration = fit_calibration(traces["train"], sweep=sweep(logits, text, drafter, sampling))
@@ -253,19 +260,21 @@ def run(demo: Demo) -> None:
     corpus = stage("read the corpus", lambda: default_corpus() if demo.corpus is None else load_corpus(demo.corpus))
     models = build_models(demo, corpus, stage)
     print("bits/byte on the test split: " + ", ".join(f"{k} {v:.3f}" for k, v in models.bits.items()))
-    sections, materials = [], {}
+    sections, materials, texts = [], {}, {}
     for name, drafter in models.drafters.items():
         for temperature in demo.temperatures:
             label = f"{name}, T = {temperature:g}"
-            traces: Traces = stage(f"record {label}", lambda n=name, t=temperature: record_traces(demo, corpus, models, n, t))
+            traces: Traces = stage(
+                f"record {label}", lambda n=name, t=temperature: record_traces(demo, corpus, models, n, t, texts)
+            )
             materials[name, temperature] = traces
             for regime, cost in regimes(name, traces.cost).items():
                 log_dir = demo.out / "tensorboard" / f"{slug(name)}-T{temperature:g}-{regime}"
                 options = {"seeds": range(demo.seed, demo.seed + demo.seeds), "timesteps": demo.timesteps, "log_dir": log_dir}
                 if demo.sb3 and regime == "measured":
                     options["sb3_timesteps"] = demo.sb3_timesteps
-                texts = (traces.train, traces.validation, traces.test, traces.calibration, cost)
-                found: Comparison = stage(f"learn and compare: {label}, {regime}", lambda t=texts, o=options: compare(*t, **o))
+                given = (traces.train, traces.validation, traces.test, traces.calibration, cost)
+                found: Comparison = stage(f"learn and compare: {label}, {regime}", lambda g=given, o=options: compare(*g, **o))
                 section = section_of(demo, models, name, temperature, regime, traces, found)
                 if regime == "measured":
                     live = (models.target, drafter, traces.test, traces.test_keys, traces.calibration, found, section)

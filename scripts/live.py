@@ -1,7 +1,6 @@
 """Decoding test contexts live under the policies of a comparison: the wall clock, and what replay and live must agree on."""
 
 import numpy as np
-import torch
 
 from tdraft.agents import decoding_evaluation as ev
 from tdraft.envs.decoding.draft import Replay
@@ -11,6 +10,7 @@ from tdraft.models.decoding.drafters import Drafter
 from tdraft.models.decoding.sampling import Sampling
 from tdraft.models.decoding.trace import Trace
 from tdraft.models.language_model import LanguageModel
+from tdraft.models.threads import one_thread
 from tdraft.scripts.comparison import Comparison
 
 NEAR_TIE = 1e-4
@@ -46,16 +46,12 @@ def decode_live(
     decoders["plain"] = SpeculativeDecoder(target, None, None, **options)
     test, keys, n_tokens = test.select(slice(0, contexts)), keys[:contexts], test.shape[1]
     prompts = test.prompts.astype(np.int64)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # decoding steps of so small a model are slower on two
-    try:
+    with one_thread():
         for decoder in decoders.values():
             decoder.generate(prompts[0], 16, key=0)  # compile and warm up
         runs = ev.play_live({name: decoders[name] for name in ("plain", *timed)}, prompts, keys, n_tokens)
         rest = {name: decoder for name, decoder in decoders.items() if name not in runs}
         runs |= ev.play_live(rest, prompts, keys, n_tokens)
-    finally:
-        torch.set_num_threads(threads)
     replay = Replay(test, calibration, found.cost, shuffle=False)
     for name, row in rows.items():
         run = runs[name]

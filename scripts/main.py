@@ -20,6 +20,7 @@ COMMANDS = {
     "decode": ("tdraft.scripts.decode", "continue a prompt under a decoding policy"),
     "demo": ("tdraft.scripts.demo", "learn when to stop drafting, and compare with every baseline"),
     "bench": ("tdraft.scripts.bench", "measure speeds against peers on this machine"),
+    "reproduce": ("tdraft.scripts.reproduce.command", "run a textbook's experiments, with standard errors"),
 }
 # Modules that keep their dataclasses and functions plain: subcommand -> (dataclass, function) or (dataclass, function, module
 # of its own); "" where there is no subcommand.
@@ -36,6 +37,7 @@ SUBCOMMANDS: dict[str, dict[str, tuple[str, ...]]] = {
     "plot": {"": ("Plot", "run")},
     "demo": {"": ("Demo", "run")},
     "bench": {"env": ("Bench", "env")},
+    "reproduce": {"": ("Reproduce", "run")},
 }
 
 

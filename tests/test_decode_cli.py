@@ -322,4 +322,6 @@ def test_subcommands_are_listed_and_suggested(capsys):
 
 def test_static_policies_draft_as_told():
     policy = DraftPolicy("static k=2", static, np.array([2.0]))
-    assert [policy(np.array([float(k)] + [0.0] * 14)) for k in range(4)] == [1, 1, 0, 0]
+    seen = [np.array([float(k)] + [0.0] * 13 + [64.0]) for k in range(4)]
+    assert [policy(obs) for obs in seen] == [1, 1, 0, 0]
+    assert policy(np.array([1.0] + [0.0] * 13 + [2.0])) == 0  # a second draft could not be emitted

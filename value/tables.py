@@ -1,5 +1,7 @@
 """Tables of action values inside compiled loops: epsilon-greedy choice and averages of entries over time."""
 
+import math
+
 from tdraft.kernels.jit import lean
 from tdraft.kernels.rng import randint, uniform
 
@@ -48,6 +50,48 @@ def first_greedy(q):
         if q[a] > best:
             best, action = q[a], a
     return action
+
+
+@lean
+def softmax(q, temperature, p):
+    """Boltzmann probabilities exp(q[a] / temperature) / sum_b exp(q[b] / temperature) into p (A,)   (Sutton & Barto eq. 2.11).
+
+    :param q: (A,) action values
+    :param temperature: > 0, in units of q: large is uniform, small is greedy
+    """
+    best, total = q[0], 0.0
+    for a in range(1, len(q)):
+        best = max(best, q[a])
+    for a in range(len(q)):
+        p[a] = math.exp((q[a] - best) / temperature)
+        total += p[a]
+    for a in range(len(q)):
+        p[a] /= total
+
+
+@lean
+def sample(p, rng):
+    """An action from probabilities p (A,)."""
+    u, action = uniform(rng), 0
+    while action < len(p) - 1 and u >= p[action]:
+        u -= p[action]
+        action += 1
+    return action
+
+
+@lean
+def upper_bounds(q, visits, c, bounds):
+    """q[a] + c * sqrt(ln n / n[a]) into bounds (A,), n = sum of n[a]   (Auer et al. 2002; Sutton & Barto eq. 2.10).
+
+    :param q: (A,) action values
+    :param visits: (A,) how often each action was tried here; the bound of one never tried is inf
+    :param c: degree of exploration, >= 0
+    """
+    total = 0.0
+    for a in range(len(q)):
+        total += visits[a]
+    for a in range(len(q)):
+        bounds[a] = q[a] + c * math.sqrt(math.log(total) / visits[a]) if visits[a] > 0.0 else math.inf
 
 
 @lean

@@ -41,6 +41,14 @@ def discretise(grid, obs):
     return state * (len(grid.belief) + 1) + ob.acceptance_bin(grid.belief, obs[ob.BELIEF])
 
 
+def tabular_draft(
+    acceptance_edges=ACCEPTANCE_EDGES, survival_edges=SURVIVAL_EDGES, belief_edges=BELIEF_EDGES, **kwargs
+) -> gym.Env:
+    """`tdraft/TabularDraft-v0`: `TabularDraft` around a Draft-v0 with these keywords."""
+    edges = {"acceptance_edges": acceptance_edges, "survival_edges": survival_edges, "belief_edges": belief_edges}
+    return TabularDraft(DraftEnv(**kwargs), **edges)
+
+
 class TabularParams(NamedTuple):
     grid: Grid
     env: DraftParams

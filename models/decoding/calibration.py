@@ -4,14 +4,13 @@ The bins and the chain come from predictions for contexts that the predicting we
 two hidden states that change once a round; it is fitted by Baum-Welch (Rabiner 1989).
 """
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numba import njit
 
-from ..files import atomic_write
+from ..files import DAMAGED, atomic_write
 from .acceptance import Sweep, fit_acceptance, predict, sample_weights
 from .observation import HASH_BITS, Calibration, acceptance_bin
 from .trace import Trace
@@ -252,7 +251,7 @@ def load_calibration(path: str | Path) -> Calibration:
             arrays = Calibration(*(data[name] for name in Calibration._fields))
     except FileNotFoundError:
         raise
-    except (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+    except DAMAGED as error:
         raise CalibrationError(
             f"{path} is no complete tdraft calibration ({type(error).__name__}: {error}); fit it again"
         ) from error

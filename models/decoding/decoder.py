@@ -21,7 +21,7 @@ from tdraft.kernels.rng import keyed_uniform
 from ..language_model import LanguageModel
 from . import observation as ob
 from .drafters import Drafter, NGramDrafter, Proposal, distribution_entropy
-from .fast_path import Scene, begin_text, draft_ahead, make_decision, make_ngram_round, next_round, observe_token
+from .fast_path import Scene, begin_text, draft_ahead, make_decisions, make_ngram_round, next_round, observe_token
 from .policy import DraftPolicy
 from .sampling import Sampling
 from .verification import choose, verify_greedy_drafts, verify_sampled_drafts
@@ -105,7 +105,8 @@ class Session:
         self.max_drafted = max_drafted if drafter is not None else 0
         self.noise, self.sampled_drafts = noise, sampled_drafts
         self.rng = np.random.default_rng(key) if rng is None else rng
-        self.limit = min(max_new_tokens, target.config.max_length - len(prompt))
+        self._space = target.config.max_length - len(prompt)  # tokens that may follow the prompt
+        self.limit = min(max_new_tokens, self._space)
         self.account = Accounting()
         self.emitted: list[int] = []
         self._last = int(prompt[-1])
@@ -138,11 +139,18 @@ class Session:
     @property
     def room(self) -> int:
         """How many more tokens may be drafted: K, and what the target's context can verify."""
-        used = self._state.length + 1 + len(self.drafts)
-        return min(self.max_drafted - len(self.drafts), self.target.config.max_length - used)
+        return min(self.max_drafted, self._space - len(self.emitted)) - len(self.drafts)
 
     def draft(self) -> None:
         """Draft one more token and show it to the observation."""
+        proposal = self._propose()
+        start = perf_counter()
+        assert self.obs is self._obs  # brought up to date
+        observe_token(self._scene, *proposal)
+        self.account.policy_seconds += perf_counter() - start
+
+    def _propose(self) -> tuple[float, float, float, float, int]:
+        """Draft one more token; its features and its place in the drafter's text."""
         assert self.drafter is not None
         start = perf_counter()
         if self.sampled_drafts:
@@ -155,14 +163,11 @@ class Session:
         else:
             proposal = self.drafter.propose()
             token = proposal.token
-        drafted = perf_counter()
-        _, confidence, entropy, order, log_count = proposal
-        assert self.obs is self._obs  # brought up to date
-        observe_token(self._scene, confidence, entropy, order, log_count, self.drafter.length + len(self.drafts))
         self.drafts.append(token)
         self.account.drafted += 1
-        self.account.draft_seconds += drafted - start
-        self.account.policy_seconds += perf_counter() - drafted
+        self.account.draft_seconds += perf_counter() - start
+        _, confidence, entropy, order, log_count = proposal
+        return confidence, entropy, order, log_count, self.drafter.length + self.drafter.drafted - 1
 
     def time_drafting(self, count: int) -> float:
         """Seconds that a compiled round takes to draft `count` tokens and look at none; 0 for drafters without such rounds. The
@@ -221,12 +226,9 @@ class Session:
             _, served, compiled = self._served
             if self._drafts_ngrams:
                 return self._decide_ngram(served, compiled, start)
-            decide = lambda: compiled(self._scene, served)  # noqa: E731
-            assert self.obs is self._obs  # brought up to date
-        else:
-            decide = lambda: policy(self.obs)  # noqa: E731
+            return self._decide_served(served, compiled, start)
         while True:
-            action = int(decide())
+            action = int(policy(self.obs))
             self.account.policy_seconds += perf_counter() - start
             if action != ob.DRAFT or self.room <= 0:
                 return action
@@ -239,8 +241,19 @@ class Session:
 
     def _serve(self, policy: DraftPolicy) -> None:
         """Box the policy's parameters and memory, once a text."""
-        make = make_ngram_round if self._drafts_ngrams else make_decision
+        make = make_ngram_round if self._drafts_ngrams else make_decisions
         self._served = policy, Box((policy.params, policy.memory)), make(policy.decide)
+
+    def _decide_served(self, served: Box, compiled: tuple[Callable, Callable], start: float) -> int:
+        first, after_token = compiled
+        action, self._ended = first(self._scene, served, self._ended), NONE_ENDED
+        while action == ob.DRAFT and self.room > 0:
+            self.account.policy_seconds += perf_counter() - start
+            proposal = self._propose()
+            start = perf_counter()
+            action = after_token(self._scene, served, *proposal)
+        self.account.policy_seconds += perf_counter() - start
+        return action
 
     def _decide_ngram(self, served: Box, compiled: Callable, start: float) -> int:
         drafter: Any = self.drafter

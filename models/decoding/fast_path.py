@@ -65,15 +65,27 @@ def observe_token(scene, confidence, entropy, order, log_count, place):
 
 
 @lru_cache
-def make_decision(decide):
-    """Compiled `decision(scene, served)` of one rule; `served` boxes a policy's params and memory."""
+def make_decisions(decide):
+    """The decisions of one rule; `served` boxes a policy's params and memory, `ended` is as in `make_ngram_round`.
+
+    :return: `first(scene, served, ended) -> action` of a round, and `after_token(scene, served, confidence, entropy, order,
+        log_count, place) -> action`, which is `observe_token` and then the decision
+    """
 
     @njit
-    def decision(scene, served):
-        params, memory = served.value
-        return decide(params, memory, scene.value.obs)
+    def first(scene, served, ended):
+        here, (params, memory) = scene.value, served.value
+        if ended[0] >= 0.0:
+            _next_round(here, ended[0], ended[1], ended[2], ended[3])
+        return decide(params, memory, here.obs)
 
-    return decision
+    @njit
+    def after_token(scene, served, confidence, entropy, order, log_count, place):
+        here, (params, memory) = scene.value, served.value
+        _observe(here, confidence, entropy, order, log_count, place)
+        return decide(params, memory, here.obs)
+
+    return first, after_token
 
 
 @lru_cache

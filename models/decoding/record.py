@@ -11,6 +11,7 @@ from tdraft.kernels.ngram import draft as ngram_draft
 
 from ..backbones.base import State
 from ..language_model import LanguageModel, sweep_logits
+from ..threads import one_thread
 from . import observation as ob
 from .acceptance import Sweep
 from .cost import CostModel
@@ -117,6 +118,7 @@ def record(
     sampling: Sampling,
     keys: np.ndarray,
     *,
+    tokens: np.ndarray | None = None,
     batch: int = 16,
     progress: bool = False,
     meta: dict | None = None,
@@ -126,15 +128,17 @@ def record(
     :param prompts: (C, P) int64
     :param keys: (C,) seeds of the position-keyed noise
     :param depth: K, tokens proposed at every position
+    :param tokens: (C, N) the text that the target goes on with, where another drafter's trace has it already
     """
     contexts = len(prompts)
     if prompts.shape[1] + n_tokens + depth > target.config.max_length:
         raise ValueError(
             f"prompt {prompts.shape[1]} + {n_tokens} tokens + drafts of {depth} exceed the context of {target.config.max_length}"
         )
-    tokens = np.concatenate(
-        [plain_text(target, prompts[i : i + 64], n_tokens, sampling, keys[i : i + 64]) for i in range(0, contexts, 64)]
-    )
+    if tokens is None:
+        parts = [slice(i, i + 64) for i in range(0, contexts, 64)]
+        tokens = np.concatenate([plain_text(target, prompts[p], n_tokens, sampling, keys[p]) for p in parts])
+    tokens = tokens.astype(np.int64)
     proposals = np.zeros((contexts, n_tokens, depth), np.int32)
     features = np.zeros((contexts, n_tokens, depth, ob.N_FEATURES), np.float32)
     target_prob = np.zeros((contexts, n_tokens, depth))
@@ -238,8 +242,14 @@ def measure_cost(
     """T(m) and the price of a drafted token on this machine: medians over `repeats` interleaved rounds of a real session.
 
     A verification is timed whole, with what the decoder does around the target's call, so that units add up to the wall clock.
-    Drafts are timed between verifications, as they come in decoding, with the caches that those leave.
+    Drafts are timed between verifications, as they come in decoding, with the caches that those leave. All on one thread, as
+    decoding should run.
     """
+    with one_thread():
+        return _measure(target, drafter, prompts, max_drafted, sampling, calibration, repeats)
+
+
+def _measure(target, drafter, prompts, max_drafted, sampling, calibration, repeats) -> CostModel:
     verify, ahead = np.zeros((2, repeats, max_drafted + 1))
     draft: list[float] = []
     rng = np.random.default_rng(0)

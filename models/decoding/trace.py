@@ -5,13 +5,12 @@ outcome of every policy, at temperature 0 and above (../shared/FORMULAS.md has t
 """
 
 import json
-import zipfile
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
 
-from ..files import atomic_write
+from ..files import DAMAGED, atomic_write
 from .observation import N_FEATURES
 
 SCHEMA = 2
@@ -92,7 +91,7 @@ class Trace:
                 arrays = {f.name: data[f.name] for f in fields(cls) if f.name != "meta"}
         except FileNotFoundError:
             raise
-        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        except DAMAGED as error:
             raise TraceError(f"{path} is no complete tdraft trace ({type(error).__name__}: {error}); record it again") from error
         if meta.pop("schema", None) != SCHEMA:
             raise TraceError(f"{path}: trace of another schema than {SCHEMA}; record it again")

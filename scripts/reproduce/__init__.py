@@ -1,0 +1,1 @@
+"""Textbook experiments: a module a group of figures, run by `tdraft reproduce`."""
