@@ -259,13 +259,13 @@ class Session:
         drafter: Any = self.drafter
         length = drafter.length
         action, drafted = compiled(self._scene, drafter.boxed_tables, served, length, self.room, self._ended)
+        decided = perf_counter()
+        drafting = min(drafted * drafter.token_seconds, decided - start)
         self._ended = NONE_ENDED
         self.drafts = drafter.buffer[length : length + drafted].tolist()
-        seconds = perf_counter() - start
-        drafting = min(drafted * drafter.token_seconds, seconds)
         self.account.drafted += drafted
-        self.account.draft_seconds += drafting
-        self.account.policy_seconds += seconds - drafting
+        self.account.policy_seconds += decided - start - drafting
+        self.account.draft_seconds += drafting + perf_counter() - decided
         return action
 
     def act(self, action: int) -> list[int]:
