@@ -20,6 +20,7 @@ from tdraft.scripts.reproduce.walks import multiples
 from tdraft.value.tiles import TileCoding, tile_coding
 
 TILINGS = 8
+CAP = 20_000  # steps: once in 100 000 episodes a greedy car dithers in the valley for ever, all values there falling alike
 FIRST_AND_LATER = "steps: [ep 1, mean 1-10, mean 11-50, mean 51-100, mean 401-500]"
 
 
@@ -36,14 +37,13 @@ def tiles() -> TileCoding:
     )
 
 
-def driver(kind: Callable[..., Any], alpha: float, cap: int | None = None, **settings: Any) -> Agent:
+def driver(kind: Callable[..., Any], alpha: float, cap: int, **settings: Any) -> Agent:
     """A greedy agent on the car.
 
     :param alpha: step size times 8; above 1 it is set behind the agent's back, which takes none such
     :param cap: steps after which an episode is cut off
     """
-    env = MountainCar() if cap is None else TimeLimit(MountainCar(), cap)
-    agent = kind(env, features=tiles(), epsilon=0.0, alpha=min(alpha, 1.0), **settings)
+    agent = kind(TimeLimit(MountainCar(), cap), features=tiles(), epsilon=0.0, alpha=min(alpha, 1.0), **settings)
     schedule = agent.learner.schedule._replace(alpha=float(alpha))
     agent.learner = agent.learner._replace(schedule=schedule)
     return agent
@@ -51,7 +51,7 @@ def driver(kind: Callable[..., Any], alpha: float, cap: int | None = None, **set
 
 def drive(name: str, kind: Callable[..., Any], alpha: float, seeds: Sequence[int], **settings: Any) -> tuple[dict, np.ndarray]:
     """The row and the lengths (runs, 500) of 500 episodes."""
-    lengths = curves(partial(driver, kind, alpha, **settings), seeds, 500, episode_length)
+    lengths = curves(partial(driver, kind, alpha, CAP, **settings), seeds, 500, episode_length)
     parts = spans(lengths, (1, 1), (1, 10), (11, 50), (51, 100), (401, 500))
     return row(name, FIRST_AND_LATER, "steps", parts), lengths
 
@@ -93,7 +93,7 @@ def by_alpha(
 def figure_10_4(seeds: Sequence[int]) -> Outcome:
     """n-step semi-gradient Sarsa by step size."""
     settings = {n: multiples(0.1, count) for n, count in (("1", 18), ("2", 18), ("4", 17), ("8", 12), ("16", 8))}
-    make = lambda n, alpha: driver(LinearNStepSarsa, alpha, 20_000, n=int(n))  # noqa: E731
+    make = lambda n, alpha: driver(LinearNStepSarsa, alpha, CAP, n=int(n))  # noqa: E731
     rows = by_alpha("fig10.4", make, settings, 50, seeds)
     return Outcome(rows, [alpha_panel("Figure 10.4: n-step Sarsa", rows, "n = ", (220.0, 300.0))])
 

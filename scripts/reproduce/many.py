@@ -11,7 +11,8 @@ from numpy.typing import ArrayLike
 from tdraft.agents.base import Agent
 from tdraft.agents.experiments import episode_loop, learning_curve
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 WORKERS = min(os.cpu_count() or 1, 8)
 
 

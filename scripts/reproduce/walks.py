@@ -62,9 +62,9 @@ def figure_6_2(seeds: Sequence[int]) -> Outcome:
     true, n = truth(env), 6
     agent = LSTD(env, v_init=0.5)
     systems = curves(lambda: LSTD(env, v_init=0.5), seeds, 100, system, at=BATCHES, width=n * n + n)
-    td = np.zeros(systems.shape[:2])
-    for run in range(td.shape[0]):
-        for k in range(td.shape[1]):
+    td = np.zeros((len(systems), len(BATCHES)))
+    for run in range(len(systems)):
+        for k in range(len(BATCHES)):
             memory = agent.learner.memory
             memory.a[:], memory.b[:] = systems[run, k, : n * n].reshape(n, n), systems[run, k, n * n :]
             td[run, k] = np.sqrt(np.nanmean((agent.w - true) ** 2))
