@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from .actor_critic import ActorCritic as ActorCritic
     from .average_reward import SemiMarkovQ as SemiMarkovQ
     from .base import Agent as Agent
+    from .clearing_traces import LinearClearingSarsa as LinearClearingSarsa
     from .differential import DifferentialSarsa as DifferentialSarsa
     from .differential import RelativeQ as RelativeQ
     from .differential import RLearning as RLearning
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from .linear import LinearExpectedSarsa as LinearExpectedSarsa
     from .linear import LinearQ as LinearQ
     from .linear import LinearSarsa as LinearSarsa
+    from .linear_n_step import LinearNStepSarsa as LinearNStepSarsa
     from .monte_carlo import MonteCarlo as MonteCarlo
     from .monte_carlo import OffPolicyMonteCarlo as OffPolicyMonteCarlo
     from .n_step import NStepExpectedSarsa as NStepExpectedSarsa
@@ -39,6 +41,8 @@ AGENTS = {
     "linear-sarsa": "LinearSarsa",
     "linear-expected-sarsa": "LinearExpectedSarsa",
     "linear-q": "LinearQ",
+    "linear-n-step-sarsa": "LinearNStepSarsa",
+    "linear-clearing-sarsa": "LinearClearingSarsa",
     "actor-critic": "ActorCritic",
     "n-step-sarsa": "NStepSarsa",
     "n-step-expected-sarsa": "NStepExpectedSarsa",
@@ -67,6 +71,8 @@ _MODULES = {
     "LinearSarsa": "linear",
     "LinearExpectedSarsa": "linear",
     "LinearQ": "linear",
+    "LinearNStepSarsa": "linear_n_step",
+    "LinearClearingSarsa": "clearing_traces",
     "ActorCritic": "actor_critic",
     "NStepSarsa": "n_step",
     "NStepExpectedSarsa": "n_step",
