@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tdraft.kernels.jit import lean
-from tdraft.kernels.rng import uniform
+from tdraft.value.tables import sample, softmax
 
 from .linear import LinearAgent
 from .linear_rules import Features
@@ -62,30 +62,6 @@ class ActorCriticLearner(NamedTuple):
 @lean
 def now(decay, progress):
     return decay.first + decay.change * progress
-
-
-@lean
-def softmax_in_place(p):
-    """Preferences (A,) become probabilities."""
-    best = p[0]
-    for a in range(1, len(p)):
-        best = max(best, p[a])
-    total = 0.0
-    for a in range(len(p)):
-        p[a] = math.exp(p[a] - best)
-        total += p[a]
-    for a in range(len(p)):
-        p[a] /= total
-
-
-@lean
-def draw(p, rng):
-    """An action from probabilities (A,)."""
-    u, action = uniform(rng), 0
-    while action < len(p) - 1 and u >= p[action]:
-        u -= p[action]
-        action += 1
-    return action
 
 
 @lean
@@ -137,8 +113,8 @@ def actor_critic_rule(rule) -> tuple[Any, Any]:
             for a in range(len(p)):
                 p[a] += learner.theta[f, a]
         learner.value[row] = value
-        softmax_in_place(p)
-        learner.action[row] = draw(p, rng)
+        softmax(p, 1.0, p)
+        learner.action[row] = sample(p, rng)
         return learner.action[row]
 
     @lean
@@ -291,5 +267,5 @@ class ActorCritic(LinearAgent):
     def exploring_actions(self, batch: np.ndarray, greedy: np.ndarray) -> np.ndarray:
         probability = self.values(batch)
         for row in probability:
-            softmax_in_place(row)
-        return np.array([draw(row, self.predict_rng) for row in probability], np.int64)
+            softmax(row, 1.0, row)
+        return np.array([sample(row, self.predict_rng) for row in probability], np.int64)
