@@ -13,7 +13,7 @@ from tdraft.models.decoding.trace import Trace
 from tdraft.scripts.comparison import Comparison, compare
 from tdraft.scripts.loading import at_least
 from tdraft.scripts.main import UsageError
-from tdraft.scripts.report import markdown_table, number, percent
+from tdraft.scripts.report import HEAD, markdown_table, policy_cells
 from tdraft.scripts.results import write_rows
 from tdraft.scripts.train import parse_seeds
 
@@ -82,31 +82,7 @@ def load_traces(options: TraceTable) -> tuple[Trace, Trace, Trace]:
 
 def table(found: Comparison) -> str:
     """Markdown, the fastest first."""
-    head = (
-        "policy",
-        "kind",
-        "speed-up",
-        "95% interval",
-        "tokens/call",
-        "gap to informed",
-        "to clairvoyant",
-        "vs best baseline %",
-    )
-    lines = []
-    for row in sorted(found.rows, key=lambda row: -row["speedup"]):
-        difference = row["vs_best_baseline_percent"]
-        cells = (
-            row["name"],
-            row["kind"],
-            number(row["speedup"]),
-            f"{row['ci95'][0]:.3f} to {row['ci95'][1]:.3f}",
-            number(row["tokens_per_call"], 2),
-            percent(row["gap_closed_informed"]),
-            percent(row["gap_closed_clairvoyant"]),
-            f"{difference['estimate']:+.2f} [{difference['ci95'][0]:+.2f}, {difference['ci95'][1]:+.2f}]",
-        )
-        lines.append(cells)
-    return markdown_table(head, lines)
+    return markdown_table(HEAD, map(policy_cells, sorted(found.rows, key=lambda row: -row["speedup"])))
 
 
 def rows_of(found: Comparison, contexts: int) -> list[dict]:

@@ -22,39 +22,32 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|" + " --- |" * len(head), *lines[1:]])
 
 
+HEAD = ("policy", "kind", "speed-up", "95% interval", "tokens/call", "gap to informed", "to clairvoyant", "vs best baseline %")
+
+
+def policy_cells(p: dict[str, Any]) -> tuple[str, ...]:
+    """A row of a comparison as the cells under HEAD."""
+    d = p["vs_best_baseline_percent"]
+    return (
+        p["name"],
+        p["kind"],
+        number(p["speedup"]),
+        f"{p['ci95'][0]:.3f} to {p['ci95'][1]:.3f}",
+        number(p["tokens_per_call"], 2),
+        percent(p["gap_closed_informed"]),
+        percent(p["gap_closed_clairvoyant"]),
+        f"{d['estimate']:+.2f} [{d['ci95'][0]:+.2f}, {d['ci95'][1]:+.2f}]",
+    )
+
+
 def table(section: dict[str, Any]) -> str:
     """One section as a Markdown table, best first within bounds, learned policies and baselines."""
-    head = (
-        "policy",
-        "kind",
-        "speed-up",
-        "95% interval",
-        "tokens/call",
-        "gap to informed",
-        "to clairvoyant",
-        "vs best baseline %",
-        "on the wall",
-        "own cost",
-        "identical",
-    )
     rows = []
     for p in sorted(section["policies"], key=lambda p: (ORDER[p["kind"]], -p["speedup"])):
-        d = p["vs_best_baseline_percent"]
-        cells = (
-            p["name"],
-            p["kind"],
-            number(p["speedup"]),
-            f"{p['ci95'][0]:.3f} to {p['ci95'][1]:.3f}",
-            number(p["tokens_per_call"], 2),
-            percent(p["gap_closed_informed"]),
-            percent(p["gap_closed_clairvoyant"]),
-            f"{d['estimate']:+.2f} [{d['ci95'][0]:+.2f}, {d['ci95'][1]:+.2f}]",
-            number(p["wall_speedup"], 2),
-            "" if p["own_cost"] is None else f"{100 * p['own_cost']:.2f}%",
-            "" if p["identical"] is None else "yes" if p["identical"] else "NO",
-        )
-        rows.append(cells)
-    return markdown_table(head, rows)
+        own_cost = "" if p["own_cost"] is None else f"{100 * p['own_cost']:.2f}%"
+        identical = "" if p["identical"] is None else "yes" if p["identical"] else "NO"
+        rows.append((*policy_cells(p), number(p["wall_speedup"], 2), own_cost, identical))
+    return markdown_table((*HEAD, "on the wall", "own cost", "identical"), rows)
 
 
 def title(section: dict[str, Any]) -> str:

@@ -127,10 +127,14 @@ class Session:
     @property
     def obs(self) -> np.ndarray:
         """(SIZE,) what a policy sees now, an array that the session goes on changing."""
+        self._catch_up()
+        return self._obs
+
+    def _catch_up(self) -> None:
+        """Show the observation the round that has ended, if that is still to be done."""
         if self._ended[0] >= 0.0:
             next_round(self._scene, *self._ended)
             self._ended = NONE_ENDED
-        return self._obs
 
     @property
     def done(self) -> bool:
@@ -145,7 +149,7 @@ class Session:
         """Draft one more token and show it to the observation."""
         proposal = self._propose()
         start = perf_counter()
-        assert self.obs is self._obs  # brought up to date
+        self._catch_up()
         observe_token(self._scene, *proposal)
         self.account.policy_seconds += perf_counter() - start
 
