@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from .average_reward import SemiMarkovQ as SemiMarkovQ
     from .base import Agent as Agent
     from .clearing_traces import LinearClearingSarsa as LinearClearingSarsa
+    from .cross_entropy import CrossEntropy as CrossEntropy
     from .differential import DifferentialSarsa as DifferentialSarsa
     from .differential import RelativeQ as RelativeQ
     from .differential import RLearning as RLearning
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from .double import DoubleQ as DoubleQ
     from .dyna import DynaQ as DynaQ
     from .dyna import DynaQPlus as DynaQPlus
+    from .experiments import learning_curve as learning_curve
     from .linear import LinearExpectedSarsa as LinearExpectedSarsa
     from .linear import LinearQ as LinearQ
     from .linear import LinearSarsa as LinearSarsa
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from .n_step import QSigma as QSigma
     from .n_step import TreeBackup as TreeBackup
     from .prioritised_sweeping import PrioritisedSweeping as PrioritisedSweeping
+    from .sweeps import sweep as sweep
     from .tabular import ExpectedSarsa as ExpectedSarsa
     from .tabular import QLearning as QLearning
     from .tabular import Sarsa as Sarsa
@@ -44,6 +47,7 @@ AGENTS = {
     "linear-n-step-sarsa": "LinearNStepSarsa",
     "linear-clearing-sarsa": "LinearClearingSarsa",
     "actor-critic": "ActorCritic",
+    "cross-entropy": "CrossEntropy",
     "n-step-sarsa": "NStepSarsa",
     "n-step-expected-sarsa": "NStepExpectedSarsa",
     "off-policy-n-step-sarsa": "OffPolicyNStepSarsa",
@@ -74,6 +78,7 @@ _MODULES = {
     "LinearNStepSarsa": "linear_n_step",
     "LinearClearingSarsa": "clearing_traces",
     "ActorCritic": "actor_critic",
+    "CrossEntropy": "cross_entropy",
     "NStepSarsa": "n_step",
     "NStepExpectedSarsa": "n_step",
     "OffPolicyNStepSarsa": "n_step",
@@ -91,6 +96,8 @@ _MODULES = {
     "DifferentialSarsa": "differential",
     "RLearning": "differential",
     "RelativeQ": "differential",
+    "learning_curve": "experiments",
+    "sweep": "sweeps",
 }
 
 

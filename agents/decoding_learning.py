@@ -11,14 +11,14 @@ import numpy as np
 from tdraft.envs.decoding.draft import DraftEnv, Replay
 from tdraft.envs.decoding.tabular import Grid, TabularDraft, discretise
 from tdraft.kernels.jit import lean
-from tdraft.models.decoding import observation as ob
 from tdraft.models.decoding.policy import DraftPolicy
 from tdraft.value.tables import first_greedy
-from tdraft.value.tiles import TileCoding, tile_coding
 
 from .actor_critic import ActorCritic
 from .average_reward import SemiMarkovQ
+from .cross_entropy import CrossEntropy
 from .decoding_evaluation import play, speedup
+from .stopping import STOPPING_MEAN, STOPPING_STD, stopping_features, stopping_scores
 from .tabular import QLearning
 
 
@@ -45,31 +45,13 @@ GRID = {
     "belief_edges": (),
 }
 WITH_ENTROPY = "actor-critic, entropy"
+SEARCH = "cross-entropy"
 TABLES = {"Q-learning": (QLearning, {"gamma": 1.0}), "average-reward Q-learning": (SemiMarkovQ, {"eta": 0.01})}
 TABLE_SCHEDULE = {"alpha": 0.2, "alpha_final": 0.001, "epsilon": 0.1, "epsilon_final": 0.01, "average": 0.3}
 POLICY_GRADIENT = {
     **{"alpha": 0.2, "alpha_final": 0.005, "alpha_w": 0.1, "alpha_w_final": 0.002, "beta": 0.2, "beta_final": 0.0},
     **{"gamma": 1.0, "lambda_": 0.9, "n_steps": 16, "average_reward": True, "eta": 0.01},
 }
-
-
-def stopping_features(max_drafted: int, *, entropy: bool = False) -> TileCoding:
-    """Where to stop is a threshold on the survival that moves with depth and with what the next token promises; past the
-    remaining tokens no draft is worth anything.
-
-    :param entropy: let it move with the target's entropy at the last verified position too
-    """
-    depths = np.arange(max_drafted) + 0.5
-    tilings = [
-        {ob.SURVIVAL: np.geomspace(0.01, 0.97, 32)},
-        {ob.DRAFTED: depths},
-        {ob.ACCEPTANCE: (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.96)},
-        {ob.SURVIVAL: np.geomspace(0.02, 0.9, 10), ob.DRAFTED: depths},
-        {ob.DRAFTED: depths, ob.REMAINING: depths + 1},
-    ]
-    if entropy:
-        tilings.append({ob.TARGET_ENTROPY: (0.3, 0.8, 1.5, 2.5), ob.DRAFTED: depths[:3]})
-    return tile_coding(tilings)
 
 
 @lean
@@ -105,6 +87,17 @@ def actor_critic_policy(
     return DraftPolicy(name, *agent.learn(timesteps, log_dir=log_dir).policy())
 
 
+def search_policy(
+    train: Replay, *, rate: float, seed: int, timesteps: int, name: str = SEARCH, log_dir: Path | None = None
+) -> DraftPolicy:
+    """One cross-entropy search among `StoppingScores`, each candidate judged by all training contexts."""
+    in_turn = Replay(train.trace, train.calibration, train.cost, shuffle=False)
+    env = DraftEnv(in_turn, reference_rate=rate, expected_reward=True)
+    first = {"mean": STOPPING_MEAN, "std": STOPPING_STD, "scores": stopping_scores(train.cost)}
+    agent = CrossEntropy(env, seed=seed, episodes=len(train.trace.tokens), **first)
+    return DraftPolicy(name, *agent.learn(timesteps, log_dir=log_dir).policy())
+
+
 def train_policies(
     train: Replay,
     validation: Replay,
@@ -135,7 +128,10 @@ def train_policies(
         agent = kind(table_env, seed=seed, horizon=timesteps, **options, **TABLE_SCHEDULE)
         return tabular_policy(name, agent.learn(timesteps, log_dir=folder(name, seed)), table_env.grid)
 
-    makers = {"actor-critic": actor_critic, WITH_ENTROPY: actor_critic} | dict.fromkeys(TABLES, table)
+    def search(name: str, seed: int) -> DraftPolicy:
+        return search_policy(train, rate=rate, seed=seed, timesteps=timesteps, name=name, log_dir=folder(name, seed))
+
+    makers = {SEARCH: search, "actor-critic": actor_critic, WITH_ENTROPY: actor_critic} | dict.fromkeys(TABLES, table)
     jobs = [(name, seed) for name in makers for seed in seeds]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = list(pool.map(lambda job: makers[job[0]](*job), jobs))

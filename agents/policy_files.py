@@ -22,7 +22,9 @@ from tdraft.value.tiles import TileCoding, tile_index
 
 from . import belief_planning, decoding_learning
 from . import decoding_baselines as rules
+from .cross_entropy import score_readers
 from .linear import readers
+from .stopping import StoppingScores, stopping_score
 
 FORMAT, SCHEMA = "tdraft policy", 1
 AGAIN = "make it again with tdraft policies trace --save"
@@ -44,6 +46,7 @@ RULES: dict[str, tuple[Callable, tuple[type, ...]]] = {
     "belief optimum": (belief_planning.decide_on_belief, (belief_planning.Tables,)),
     "tabular": (decoding_learning.tabular_decide, (Grid,)),
     "tiles": (readers(tile_index)[0], (TileCoding,)),
+    "stopping": (score_readers(stopping_score)[0], (StoppingScores,)),
 }
 
 

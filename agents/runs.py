@@ -96,8 +96,8 @@ def read_progress(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def progress(total: int, *, enabled: bool) -> Any:
+def progress(total: int, *, enabled: bool, unit: str = "step") -> Any:
     """A tqdm bar that shows itself after two seconds, on a terminal only."""
     from tqdm import tqdm
 
-    return tqdm(total=total, unit="step", unit_scale=True, delay=2, leave=False, disable=not (enabled and sys.stderr.isatty()))
+    return tqdm(total=total, unit=unit, unit_scale=True, delay=2, leave=False, disable=not (enabled and sys.stderr.isatty()))

@@ -63,8 +63,8 @@ class StepSettings:
             check("epsilon_final", self.epsilon_final, 0, 1)
         if self.horizon is not None:
             check("horizon", self.horizon, 1, 1e15)
-        for name in ("alpha_final", "epsilon_final", "average"):
-            if self.horizon is None and getattr(self, name):
+        for name, unset in (("alpha_final", None), ("epsilon_final", None), ("average", 0)):
+            if self.horizon is None and getattr(self, name) != unset:
                 raise SettingsError(f"{name}={getattr(self, name)} needs horizon, the number of steps you mean to train for")
 
     def schedule(self) -> "Schedule":

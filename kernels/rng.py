@@ -1,11 +1,12 @@
 """Random numbers for compiled loops: xoshiro256++ (Blackman & Vigna 2021) and position-keyed noise (SplitMix64).
 
 An inlined xoshiro is about three times faster inside a Numba loop than np.random. Every function takes its generator as an
-argument: an array from `seed_state`, or a NumPy Generator, which Numba takes bit for bit.
+argument: an array from `seed_state`, or a NumPy Generator, which Numba takes bit for bit. With NUMBA_DISABLE_JIT=1 the same
+functions run as plain Python and draw the same numbers.
 """
 
 import numpy as np
-from numba import njit, types
+from numba import config, njit, types
 from numba.extending import overload
 
 _INVERSE_2_53 = 1.0 / 9007199254740992.0
@@ -21,11 +22,17 @@ def seed_state(seed: int | np.random.SeedSequence) -> np.ndarray:
     return sequence.generate_state(4, np.uint64)
 
 
+def _wrapping(function):
+    """Integers wrap around in both worlds; where Numba does not compile, NumPy's scalars would warn of it."""
+    return np.errstate(over="ignore")(function) if config.DISABLE_JIT else function  # pyright: ignore[reportAttributeAccessIssue]
+
+
 @njit(inline="always")
 def _rotate_left(x, k):
     return (x << np.uint64(k)) | (x >> np.uint64(64 - k))
 
 
+@_wrapping
 @njit(inline="always")
 def _next(state):
     """The next 64 bits of xoshiro256++; `state` (4,) uint64 advances in place."""
@@ -43,7 +50,7 @@ def _next(state):
 
 
 def _draw(rng):
-    return rng.random()
+    return (_next(rng) >> np.uint64(11)) * _INVERSE_2_53 if isinstance(rng, np.ndarray) else rng.random()
 
 
 @overload(_draw, inline="always")
@@ -76,6 +83,7 @@ def _mix(z):
     return z ^ (z >> np.uint64(31))
 
 
+@_wrapping
 @njit
 def keyed_uniform(key, position):
     """Uniform in [0, 1) that depends on (key, position) alone: the noise of a text position, whoever asks for it and when.

@@ -4,6 +4,7 @@ import logging
 import signal
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import tyro
 
 import tdraft.agents as agents
 import tdraft.envs  # noqa: F401  registers our ids
-from tdraft.agents.runs import run_folder
+from tdraft.agents.bands import write_bands
+from tdraft.agents.runs import progress, run_folder
 from tdraft.scripts.main import UsageError, unknown
 
 log = logging.getLogger(__name__)
@@ -93,8 +95,13 @@ def find_agent(name: str) -> Any:
     return getattr(agents, agents.AGENTS[name])
 
 
-def train_one(kind: Any, options: TrainOptions, settings: dict[str, Any], seed: int, stop: Stop) -> tuple[bool, float]:
-    """One run; whether it came to its end, and the mean reward of its last episodes."""
+def train_one(
+    kind: Any, options: TrainOptions, settings: dict[str, Any], seed: int, stop: Stop, bar: Any = None
+) -> tuple[bool, float]:
+    """One run; whether it came to its end, and the mean reward of its last episodes.
+
+    :param bar: of all runs together; None shows one of this run
+    """
     env = make_env(options.env)
     folder = run_folder(options.runs, options.env, kind.name, seed)
     path = folder / ("checkpoint.zip" if kind.name in SB3 else "checkpoint.npz")
@@ -112,10 +119,13 @@ def train_one(kind: Any, options: TrainOptions, settings: dict[str, Any], seed: 
     for name in ("checkpoint", "progress", "config"):
         for left in folder.glob(f".{name}.*"):  # of a run that was killed while it wrote
             left.unlink()
-    saved = time.perf_counter()
+    saved, shown = time.perf_counter(), 0
 
     def callback(agent: Any) -> bool:
-        nonlocal saved
+        nonlocal saved, shown
+        if bar is not None:
+            bar.update(agent.num_timesteps - shown)
+            shown = agent.num_timesteps
         if time.perf_counter() - saved >= options.checkpoint_seconds:
             agent.save(path)
             saved = time.perf_counter()
@@ -124,8 +134,11 @@ def train_one(kind: Any, options: TrainOptions, settings: dict[str, Any], seed: 
     began, before = time.perf_counter(), agent.num_timesteps
     remaining = max(0, options.timesteps - before)
     try:
-        agent.learn(remaining, callback=callback, log_dir=folder, progress_bar=True, log_every=max(1, options.timesteps // 100))
+        log_every = max(1, options.timesteps // 100)
+        agent.learn(remaining, callback=callback, log_dir=folder, progress_bar=bar is None, log_every=log_every)
         agent.save(path)
+        if bar is not None:
+            bar.update(agent.num_timesteps - shown)  # of a run that had nothing left to do
     except OSError as error:
         kept = "; the last checkpoint is kept, --resume goes on from it" if path.exists() else ""
         raise UsageError(f"cannot write to {folder}: {error.strerror or error}{kept}") from error
@@ -134,16 +147,18 @@ def train_one(kind: Any, options: TrainOptions, settings: dict[str, Any], seed: 
     seconds = time.perf_counter() - began
     reward = agent.statistics().get("rollout/ep_rew_mean", float("nan"))
     steps = f"{agent.num_timesteps - before:,} steps in {seconds:.1f} s ({agent.path})"
-    shown = "no episode has ended yet" if np.isnan(reward) else f"mean reward of the last episodes {reward:.2f}"
-    print(f"seed {seed}: {steps}, {shown}, {folder}")
+    result = "no episode has ended yet" if np.isnan(reward) else f"mean reward of the last episodes {reward:.2f}"
+    with bar.external_write_mode() if bar is not None else nullcontext():
+        print(f"seed {seed}: {steps}, {result}, {folder}")
     return agent.num_timesteps >= options.timesteps, reward
 
 
-def summary(rewards: list[float], folder: Path) -> str:
+def summary(rewards: list[float], folder: Path, bands: Path | None) -> str:
     """What several runs came to, and how to look at them."""
     mean, error = np.mean(rewards), np.std(rewards, ddof=1) / np.sqrt(len(rewards))
     shown = "" if np.isnan(mean) else f": mean reward {mean:.2f} ± {error:.2f} (standard error over seeds)"
-    return f"{len(rewards)} seeds{shown}\nlook at them: tdraft plot {folder}; tensorboard --logdir {folder}"
+    custom = " (bands: its tab Custom Scalars)" if bands else ""
+    return f"{len(rewards)} seeds{shown}\nlook at them: tdraft plot {folder}; tensorboard --logdir {folder}{custom}"
 
 
 def main(argv: list[str]) -> int:
@@ -162,14 +177,16 @@ def main(argv: list[str]) -> int:
     options, settings = given.run, dict(vars(given.agent))
     if options.timesteps < 1:
         raise UsageError(f"timesteps must be at least 1, got {options.timesteps}")
-    if settings.get("horizon", 0) is None and any(settings[k] for k in ("alpha_final", "epsilon_final", "average")):
+    falling = any(value is not None for name, value in settings.items() if name.endswith("_final"))
+    if settings.get("horizon", 0) is None and (falling or settings.get("average")):
         settings["horizon"] = options.timesteps
-    rewards, chatty = [], logging.getLogger("tdraft.agents")
+    seeds, rewards, chatty = parse_seeds(options.seeds), [], logging.getLogger("tdraft.agents")
     level = chatty.level
+    bar = progress(len(seeds) * options.timesteps, enabled=True) if len(seeds) > 1 else None
     try:
         with Stop() as stop:
-            for seed in parse_seeds(options.seeds):
-                finished, reward = train_one(kind, options, settings, seed, stop)
+            for seed in seeds:
+                finished, reward = train_one(kind, options, settings, seed, stop, bar)
                 if not finished:
                     print("interrupted; the same command with --resume goes on", file=sys.stderr)
                     return 130
@@ -177,6 +194,10 @@ def main(argv: list[str]) -> int:
                 chatty.setLevel(logging.WARNING)  # what the first run said of the env holds for the others
     finally:
         chatty.setLevel(level)
+        if bar is not None:
+            bar.close()
+    folder = run_folder(options.runs, options.env, kind.name, 0).parent
+    bands = write_bands(folder)  # also after a single seed: others may be there
     if len(rewards) > 1:
-        print(summary(rewards, run_folder(options.runs, options.env, kind.name, 0).parent))
+        print(summary(rewards, folder, bands))
     return 0

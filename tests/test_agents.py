@@ -15,7 +15,7 @@ from tdraft.envs.decoding.draft import DraftEnv
 from tdraft.envs.decoding.tabular import TabularDraft
 from tdraft.value.tiles import uniform_tiles
 
-LINEAR = sorted(name for name in AGENTS if name.startswith("linear")) + ["actor-critic"]
+LINEAR = sorted(name for name in AGENTS if name.startswith("linear")) + ["actor-critic", "cross-entropy"]
 TABULAR = sorted(set(AGENTS) - set(LINEAR))
 
 
@@ -23,6 +23,8 @@ def make(name: str, seed: int = 3) -> Agent:
     """An agent on Draft-v0's simulator, in the form that it takes."""
     env = DraftEnv(n_tokens=12, reference_rate=1.3)
     kind = getattr(agents, AGENTS[name])
+    if name == "cross-entropy":
+        return kind(env, seed=seed, population=5, elite=2)
     if name in LINEAR:
         exploration = {"beta": 0.05, "n_steps": 7} if name == "actor-critic" else {"epsilon": 0.2}
         features = uniform_tiles(np.zeros(6), np.array([8.0, 1.0, 3.0, 8.0, 5.0, 1.0]))

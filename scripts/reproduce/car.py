@@ -58,7 +58,7 @@ def drive(name: str, kind: Callable[..., Any], alpha: float, seeds: Sequence[int
 
 def against_episodes(title: str, lengths: Mapping[str, np.ndarray]) -> Panel:
     lines = {label: (range(1, 501), *estimate(h)) for label, h in lengths.items()}
-    return Panel(title, "episodes", "steps per episode", lines, (100.0, 1000.0))
+    return Panel(title, "episodes", "steps per episode", lines, (100.0, 1000.0), log_y=True)
 
 
 def figure_10_2(seeds: Sequence[int]) -> Outcome:

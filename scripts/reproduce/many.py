@@ -1,31 +1,24 @@
 """Runs of an experiment over all cores: compiled loops let go of the interpreter, so threads do."""
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from tdraft.agents.base import Agent
-from tdraft.agents.experiments import episode_loop, learning_curve
+from tdraft.agents.experiments import WORKERS, measure
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-WORKERS = min(os.cpu_count() or 1, 8)
 
 
 def each(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
     """`function` of every item, in order."""
     with ThreadPoolExecutor(WORKERS) as pool:
         return list(pool.map(function, items))
-
-
-def prepare(agent: Agent, metric: Any) -> None:
-    """Make the loop before threads ask for it, so that all get the same and it is compiled once."""
-    assert agent.compiled is not None
-    episode_loop(agent.compiled.reset, agent.compiled.step, agent.begin_rule, agent.step_rule, metric)
 
 
 def curves(
@@ -43,13 +36,7 @@ def curves(
     :param make: a fresh agent at each call
     :return: (seeds, measurements), or (seeds, measurements, K) where width > 1
     """
-    prepare(make(), metric)
-    shares = [[int(s) for s in share] for share in np.array_split(np.asarray(seeds), WORKERS) if len(share)]
-
-    def work(share: list[int]) -> np.ndarray:
-        return learning_curve(make(), share, episodes, metric, data, at=at, width=width)
-
-    return np.concatenate(each(work, shares))
+    return measure([make], seeds, episodes, metric, data, at=at, width=width)[0]
 
 
 def sweep(
@@ -64,10 +51,6 @@ def sweep(
 
     :param make: a fresh agent with this step size
     """
-    prepare(make(alphas[0]), metric)
-
-    def work(alpha: float) -> np.ndarray:
-        with np.errstate(over="ignore", invalid="ignore"):
-            return learning_curve(make(alpha), seeds, episodes, metric, data).mean(axis=1)
-
-    return each(work, alphas)
+    histories = measure([partial(make, alpha) for alpha in alphas], seeds, episodes, metric, data)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return [history.mean(axis=1) for history in histories]

@@ -24,6 +24,7 @@ class Panel(NamedTuple):
     lines: Mapping[str, Line]
     y_limits: tuple[float, float] | None = None
     log_x: bool = False
+    log_y: bool = False
 
 
 class Outcome(NamedTuple):
@@ -116,9 +117,11 @@ def save(folder: Path, name: str, outcome: Outcome) -> None:
 def draw(path: Path, name: str, outcome: Outcome) -> None:
     """A figure with a panel beside the other; bands are two standard errors to either side."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter, ScalarFormatter
 
     panels = outcome.panels
-    figure = Figure(figsize=(1.0 + 5.4 * len(panels), 4.3), layout="constrained")
+    beside = [len(panel.lines) > 4 for panel in panels]  # such a legend would cover lines
+    figure = Figure(figsize=(1.0 + 5.4 * len(panels) + 1.2 * sum(beside), 4.3), layout="constrained")
     for i, panel in enumerate(panels):
         axis = figure.add_subplot(1, len(panels), i + 1)
         for k, (label, (x, y, se)) in enumerate(panel.lines.items()):
@@ -129,6 +132,10 @@ def draw(path: Path, name: str, outcome: Outcome) -> None:
                 axis.fill_between(x, low, high, color=f"C{k % 10}", alpha=0.2, lw=0)
         if panel.log_x:
             axis.set_xscale("log")
+        if panel.log_y:
+            axis.set_yscale("log")
+            axis.yaxis.set_major_formatter(ScalarFormatter())
+            axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
         if panel.y_limits:
             axis.set_ylim(*panel.y_limits)
         axis.set_title(panel.title, fontsize=11)
@@ -136,8 +143,9 @@ def draw(path: Path, name: str, outcome: Outcome) -> None:
         axis.set_ylabel(panel.y_label)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(frameon=False, fontsize=8)
+        axis.legend(frameon=False, fontsize=8, **({"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if beside[i] else {}))
     runs = max((r["runs"] for r in outcome.rows), default=1)
-    figure.supxlabel(f"{name}: means over up to {runs} runs, bands of two standard errors", x=0.995, ha="right", fontsize=7.5)
+    spread = f"means over up to {runs} runs, bands of two standard errors" if runs > 1 else "one run, or exact"
+    figure.supxlabel(f"{name}: {spread}", x=0.995, ha="right", fontsize=7.5)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
