@@ -52,11 +52,11 @@ class Demo:
     """training text that the n-gram is relabelled on with the target's choices"""
     sweep_bytes: int = 400_000
     """training text behind it that the predictor of acceptance reads first"""
-    contexts: int = 304
+    contexts: int = 432
     """held-out test contexts"""
-    train_contexts: int = 304
+    train_contexts: int = 400
     """contexts that agents train on"""
-    validation_contexts: int = 112
+    validation_contexts: int = 128
     """contexts that baselines are tuned and agents chosen on"""
     live_contexts: int = 16
     """test contexts decoded live, on the wall clock"""
