@@ -28,12 +28,14 @@ class Model(NamedTuple):
 
 
 class DynaLearner(NamedTuple):
-    """A table, a model and the pairs to plan with."""
+    """A table, a model and what to plan with: a state drawn from those known, then an action drawn from its own."""
 
     table: TableLearner
     model: Model
-    known: np.ndarray  # (S * A, 2) int64 pairs that planning draws from
-    count: np.ndarray  # (2,) int64 how many there are; updates of the table so far
+    known: np.ndarray  # (S,) int64 states that planning draws from, in the order of their first visit
+    actions: np.ndarray  # (S, A) int64 the actions that it draws from in each, in the order of getting to know them
+    choices: np.ndarray  # (S,) int64 how many actions there are in each
+    count: np.ndarray  # (2,) int64 how many known states there are; updates of the table so far
     planning: int  # updates from the model a step
     kappa: float  # Dyna-Q+'s bonus per square root of a step
     gamma: float
@@ -48,9 +50,12 @@ def note(model, s, a, reward, discount, obs, now):
 @lean
 def know(learner, s, a):
     """Planning may draw this pair."""
-    i = learner.count[0]
-    learner.known[i, 0], learner.known[i, 1] = s, a
-    learner.count[0] = i + 1
+    k = learner.choices[s]
+    if k == 0:
+        learner.known[learner.count[0]] = s
+        learner.count[0] += 1
+    learner.actions[s, k] = a
+    learner.choices[s] = k + 1
 
 
 @lean
@@ -63,6 +68,9 @@ def dyna_begin(learner, obs, rng):
 def dyna_rule(plus: bool):
     """A step of Dyna-Q: Q-learning from the transition, then from `planning` pairs drawn from the model.
 
+    As in the book's box, a pair is a state drawn from those visited, then an action drawn from those taken in it. That is not
+    uniform over the pairs: an action that is alone in its state comes up more often than one of four.
+
     :param plus: Dyna-Q+: the model's rewards have a bonus kappa * sqrt(steps since the pair was tried), and of a visited state
         the actions never tried count too, as leading back to it with reward 0 (Sutton & Barto sec. 8.3 and its footnote)
     """
@@ -72,9 +80,8 @@ def dyna_rule(plus: bool):
         """Planning gets to know the pair, or all pairs of its state, at the first time."""
         model = learner.model
         if plus:
-            for b in range(model.tried.shape[1]):
-                if model.tried[s, b] != 0:
-                    return
+            if learner.choices[s] != 0:
+                return
             for b in range(model.tried.shape[1]):
                 know(learner, s, b)
                 model.following[s, b], model.reward[s, b], model.discount[s, b] = s, 0.0, learner.gamma
@@ -91,8 +98,8 @@ def dyna_rule(plus: bool):
         meet(learner, s, a)
         note(model, s, a, reward, discount, obs, now)
         for _ in range(learner.planning):
-            i = randint(rng, learner.count[0])
-            s, a = learner.known[i, 0], learner.known[i, 1]
+            s = learner.known[randint(rng, learner.count[0])]
+            a = learner.actions[s, randint(rng, learner.choices[s])]
             r = model.reward[s, a]
             if plus:
                 r += learner.kappa * np.sqrt(now - model.tried[s, a])
@@ -149,7 +156,9 @@ class DynaQ(TabularAgent):
         return DynaLearner(
             table=table,
             model=new_model(table.q.shape),  # pyright: ignore[reportArgumentType]
-            known=np.zeros((table.q.size, 2), np.int64),
+            known=np.zeros(len(table.q), np.int64),
+            actions=np.zeros(table.q.shape, np.int64),
+            choices=np.zeros(len(table.q), np.int64),
             count=np.zeros(2, np.int64),
             planning=int(self.settings.planning),
             kappa=float(getattr(self.settings, "kappa", 0.0)),

@@ -1,7 +1,7 @@
 """`tdraft bench`: speeds on this machine, each beside a peer in the same run."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +32,41 @@ class Measurement:
     name: str
     steps: int
     work: Callable[[int], object]  # takes that many env steps
+    writes: Callable[[], int] | None = None  # table writes so far, where these are what is counted
+
+    @property
+    def unit(self) -> str:
+        return "steps/s" if self.writes is None else "writes/s"
+
+
+def interleaved(measurements: Sequence[Measurement], repeats: int) -> list[np.ndarray]:
+    """Measure in turn, ABAB..., so that what slows the machine down for a while slows all of them.
+
+    :return: for each measurement its speeds (repeats,) in its unit; those of one round have the same index
+    """
+    for m in measurements:
+        m.work(max(m.steps // 10, 2048))
+    speeds = np.zeros((len(measurements), repeats))
+    for r in range(repeats):
+        for i, m in enumerate(measurements):
+            before = 0 if m.writes is None else m.writes()
+            start = time.perf_counter()
+            m.work(m.steps)
+            elapsed = time.perf_counter() - start
+            speeds[i, r] = (m.steps if m.writes is None else m.writes() - before) / elapsed
+    return list(speeds)
+
+
+def speed_row(m: Measurement, speeds: np.ndarray) -> dict:
+    """The median of several runs and the standard error of their mean, printed with the slowest and the fastest."""
+    median = float(np.median(speeds))
+    print(f"{m.name:60} {median / 1e6:8.3f}  {speeds.min() / 1e6:8.3f}  {speeds.max() / 1e6:8.3f}  {m.unit}", flush=True)
+    error = float(speeds.std(ddof=1) / np.sqrt(len(speeds))) if len(speeds) > 1 else 0.0
+    return {"name": m.name, "metric": "speed", "value": median, "unit": m.unit, "runs": len(speeds), "se": error}
+
+
+def heading() -> None:
+    print(f"{'millions a second':60}   median   slowest   fastest")
 
 
 def drawn_trace(contexts: int = 256, n_tokens: int = 64, depth: int = DEFAULT_COST.max_drafted, seed: int = 0) -> Trace:
@@ -112,18 +147,7 @@ def measurements() -> list[Measurement]:
 
 def env(bench: Bench) -> None:
     """Steps per second of Draft-v0 and of Gymnasium's CliffWalking-v1 and CartPole-v1."""
-    rows = []
-    print(f"{'million steps a second':42} median   slowest  fastest")
-    for m in measurements():
-        m.work(max(m.steps // 10, 2048))
-        speeds = []
-        for _ in range(bench.repeats):
-            start = time.perf_counter()
-            m.work(m.steps)
-            speeds.append(m.steps / (time.perf_counter() - start))
-        median = float(np.median(speeds))
-        print(f"{m.name:42} {median / 1e6:7.3f}  {min(speeds) / 1e6:7.3f}  {max(speeds) / 1e6:7.3f}", flush=True)
-        error = float(np.std(speeds, ddof=1) / np.sqrt(len(speeds))) if len(speeds) > 1 else 0.0
-        rows.append({"name": m.name, "metric": "speed", "value": median, "unit": "steps/s", "runs": len(speeds), "se": error})
+    heading()
+    rows = [speed_row(m, interleaved([m], bench.repeats)[0]) for m in measurements()]
     if bench.json is not None:
         write_rows(bench.json, rows)

@@ -36,7 +36,11 @@ SUBCOMMANDS: dict[str, dict[str, tuple[str, ...]]] = {
     "evaluate": {"": ("Evaluate", "run")},
     "plot": {"": ("Plot", "run")},
     "demo": {"": ("Demo", "run")},
-    "bench": {"env": ("Bench", "env")},
+    "bench": {
+        "env": ("Bench", "env"),
+        "tabular": ("TabularBench", "tabular", "tdraft.scripts.bench_tabular"),
+        "linear": ("LinearBench", "linear", "tdraft.scripts.bench_linear"),
+    },
     "reproduce": {"": ("Reproduce", "run")},
 }
 

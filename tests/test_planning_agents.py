@@ -60,11 +60,37 @@ def test_dyna_q_plus_considers_untried_actions_and_what_was_not_tried_for_long()
     agent.begin(36)
     agent.learner.table.last[:] = 36, 0
     agent.step(-1.0, 0.5, 24)
-    known = agent.learner.known[: agent.learner.count[0]]
-    assert sorted(map(tuple, known)) == [(36, a) for a in range(4)]
+    assert agent.learner.known[: agent.learner.count[0]].tolist() == [36]
+    assert sorted(agent.learner.actions[36, : agent.learner.choices[36]]) == [0, 1, 2, 3]
     # never tried at step 1: reward 0 + 2 * sqrt(1 - 0), and back to 36: q = 2 / (1 - 0.5); just tried: -1 + 2 * sqrt(0)
     np.testing.assert_allclose(agent.q[36], [-1.0, 4.0, 4.0, 4.0], atol=1e-9)
     assert agent.updates == 501
+
+
+def test_dyna_q_draws_a_state_and_then_one_of_its_actions():
+    """With one action taken in state 0 and three in state 1, that one is in half of the planning updates, not a quarter.
+
+    Each pair's model says reward 1 and the end, so that with a tiny alpha its value counts its updates.
+    """
+    alpha, n = 1e-9, 40_000
+    agent = DynaQ(gym.make(CLIFF), seed=0, alpha=alpha, epsilon=0.0, planning=0)
+    pairs = [(0, 2), (1, 0), (1, 3), (1, 1)]
+    for s, a in pairs[:3]:
+        agent.begin(s)
+        agent.learner.table.last[:] = s, a
+        agent.step(1.0, 0.0, 2)
+    agent.learner.table.q[:] = 0.0
+    planner = DynaQ(gym.make(CLIFF), seed=1, alpha=alpha, epsilon=0.0, planning=n)
+    for name in ("known", "actions", "choices", "count"):
+        getattr(planner.learner, name)[:] = getattr(agent.learner, name)
+    for mine, theirs in zip(planner.learner.model, agent.learner.model):
+        mine[:] = theirs
+    planner.begin(1)
+    planner.learner.table.last[:] = pairs[3]
+    planner.step(1.0, 0.0, 2)
+    updates = [planner.q[pair] / alpha - (pair == pairs[3]) for pair in pairs]
+    assert sum(updates) == pytest.approx(n, rel=1e-3) and np.count_nonzero(planner.q) == 4
+    np.testing.assert_allclose(np.array(updates) / n, [1 / 2, 1 / 6, 1 / 6, 1 / 6], atol=5 * 0.5 / np.sqrt(n))
 
 
 def updates_to_optimum(kind, seed: int) -> int:

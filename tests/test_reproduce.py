@@ -50,8 +50,11 @@ def test_experiments_make_the_rows_that_are_asked_for(tmp_path, monkeypatch):
     assert {name.split("/")[0] for name in own} == {"fig8.4", "fig8.5", "zhao7", "zhao8"}
     for row in found:
         assert {"name", "metric", "value", "se", "unit", "runs"} <= row.keys()
-        if isinstance(row["value"], list) and row["se"] != 0.0:
+        if isinstance(row["value"], list):
             assert len(row["se"]) == len(row["value"])
+    for row in found:
+        if row["name"] in ("ex6.6/exact", "fig9.1/exact"):
+            assert row["exact"] == row["value"] and len(row["exact"]) in (3, 11)
     for name in EXPERIMENTS:
         assert (tmp_path / "out" / name / f"{name}.csv").stat().st_size > 50
         assert (tmp_path / "out" / name / f"{name}.png").exists() or name == "gym"
@@ -199,6 +202,22 @@ def test_rows_become_csv():
     assert ("b", "m", 0.2, 0.0, 0.0, "u", 3) in lines
     assert ("c", "m", "y/z", 2.5, 0.0, "u", 1) in lines
     json.dumps(made, allow_nan=False)
+
+
+def test_standard_errors_of_what_has_no_noise():
+    equal = np.full((2000, 2), 0.1) * np.array([1.0, 1.0 + 1e-9])
+    assert equal.std(axis=0, ddof=1).max() > 0  # by rounding of the mean alone
+    assert rows.estimate(equal)[1].tolist() == [0.0, 0.0] and rows.row("a", "m", "u", equal[:, 0])["se"] == 0.0
+    assert rows.estimate(np.array([1.0, 1.0 + 1e-11]))[1] > 0
+    assert rows.estimate(np.array([0.0, 1e-100]))[1] > 0
+    assert rows.exact_row("a", "m", "u", np.ones((2, 2)))["se"] == [[0.0, 0.0], [0.0, 0.0]]
+    assert rows.exact_row("a", "m", "u", 1.0)["se"] == rows.exact_row("a", "m", "u", {"x": 1.0})["se"] == 0.0
+
+
+def test_exact_values_are_once_in_the_csv():
+    found = {"x": 1.0, "w": np.array([2.0, 3.0])}
+    made = rows.exact_row("a", "m", "u", found, exact=found)
+    assert [line[2:4] for line in rows.flat([made])] == [("x", 1.0), ("w/0", 2.0), ("w/1", 3.0)]
 
 
 def test_a_figure_is_drawn(tmp_path):

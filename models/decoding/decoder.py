@@ -121,7 +121,7 @@ class Session:
         self._ended = NONE_ENDED
         text = np.zeros(1, np.int64) if drafter is None else drafter.buffer
         self._scene = Box(Scene(self._obs, self.calibration, text, np.empty(ob.N_ACTIVE, np.int64)))
-        self._policy: Any = None
+        self._served: tuple[Any, Any, Any] = (None, None, None)
         begin_text(self._scene, self._entropy, float(self.limit))
 
     @property
@@ -224,53 +224,52 @@ class Session:
     def decide(self, policy: Callable) -> int:
         """Draft as the policy wishes; its last action, VERIFY or DROP (or DRAFT where there is no room for more)."""
         start = perf_counter()
-        if policy is not self._policy:
-            self._serve(policy)
-        return self._decide(start)
-
-    def _serve(self, policy: Callable) -> None:
-        """Choose how to ask this policy, once a text: a compiled one is boxed, and over n-grams drafts whole rounds."""
-        self._policy = policy
-        if not isinstance(policy, DraftPolicy):
-            self._decide = self._decide_called
-            return
-        self._served = Box((policy.params, policy.memory))
-        if isinstance(self.drafter, NGramDrafter) and not self.sampled_drafts:
-            self._round, self._decide = make_ngram_round(policy.decide), self._decide_ngram
-        else:
-            (self._first, self._after_token), self._decide = make_decisions(policy.decide), self._decide_served
-
-    def _decide_called(self, start: float) -> int:
+        if isinstance(policy, DraftPolicy):
+            if self._served[0] is not policy:
+                self._serve(policy)
+            _, served, compiled = self._served
+            if self._drafts_ngrams:
+                return self._decide_ngram(served, compiled, start)
+            return self._decide_served(served, compiled, start)
         while True:
-            action = int(self._policy(self.obs))
+            action = int(policy(self.obs))
             self.account.policy_seconds += perf_counter() - start
             if action != ob.DRAFT or self.room <= 0:
                 return action
             self.draft()
             start = perf_counter()
 
-    def _decide_served(self, start: float) -> int:
-        action, self._ended = self._first(self._scene, self._served, self._ended), NONE_ENDED
+    @property
+    def _drafts_ngrams(self) -> bool:
+        return isinstance(self.drafter, NGramDrafter) and not self.sampled_drafts
+
+    def _serve(self, policy: DraftPolicy) -> None:
+        """Box the policy's parameters and memory, once a text."""
+        make = make_ngram_round if self._drafts_ngrams else make_decisions
+        self._served = policy, Box((policy.params, policy.memory)), make(policy.decide)
+
+    def _decide_served(self, served: Box, compiled: tuple[Callable, Callable], start: float) -> int:
+        first, after_token = compiled
+        action, self._ended = first(self._scene, served, self._ended), NONE_ENDED
         while action == ob.DRAFT and self.room > 0:
             self.account.policy_seconds += perf_counter() - start
             proposal = self._propose()
             start = perf_counter()
-            action = self._after_token(self._scene, self._served, *proposal)
+            action = after_token(self._scene, served, *proposal)
         self.account.policy_seconds += perf_counter() - start
         return action
 
-    def _decide_ngram(self, start: float) -> int:
+    def _decide_ngram(self, served: Box, compiled: Callable, start: float) -> int:
         drafter: Any = self.drafter
-        length, tables = drafter.length, drafter.boxed_tables
-        action, drafted = self._round(self._scene, tables, self._served, length, self.room, self._ended)
+        length = drafter.length
+        action, drafted = compiled(self._scene, drafter.boxed_tables, served, length, self.room, self._ended)
         decided = perf_counter()
         drafting = min(drafted * drafter.token_seconds, decided - start)
         self._ended = NONE_ENDED
         self.drafts = drafter.buffer[length : length + drafted].tolist()
-        account = self.account
-        account.drafted += drafted
-        account.policy_seconds += decided - start - drafting
-        account.draft_seconds += drafting + perf_counter() - decided
+        self.account.drafted += drafted
+        self.account.policy_seconds += decided - start - drafting
+        self.account.draft_seconds += drafting + perf_counter() - decided
         return action
 
     def act(self, action: int) -> list[int]:

@@ -85,7 +85,7 @@ def example_6_6(seeds: Sequence[int]) -> Outcome:
         "eps_greedy_wrt_qstar": exact_values(model, epsilon_greedy(optimal.q, 0.1), 1.0)[CLIFF_START],
         "v_star": optimal.v[CLIFF_START],
     }
-    rows.append(exact_row("ex6.6/exact", "exact start values", "reward", exact))
+    rows.append(exact_row("ex6.6/exact", "exact start values", "reward", exact, exact=exact))
     return Outcome(rows, [Panel("Example 6.6: cliff walking", "episodes", "sum of rewards", lines, (-100.0, 0.0))])
 
 

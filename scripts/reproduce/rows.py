@@ -35,11 +35,12 @@ class Outcome(NamedTuple):
 
 
 def estimate(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean over the first axis, the runs, and its standard error (0 where there is one run)."""
+    """Mean over the first axis, the runs, and its standard error: 0 where there is one run, or all differ by rounding only."""
     with np.errstate(over="ignore", invalid="ignore"):
         runs = len(samples)
         spread = samples.std(axis=0, ddof=1) if runs > 1 else np.zeros(samples.shape[1:])
-        return samples.mean(axis=0), spread / math.sqrt(runs)
+        mean, se = samples.mean(axis=0), spread / math.sqrt(runs)
+        return mean, np.where(se < 1e-12 * np.abs(mean), 0.0, se)[()]
 
 
 def plain(value: Any) -> Any:
@@ -60,8 +61,9 @@ def row(name: str, metric: str, unit: str, samples: np.ndarray, **more: Any) -> 
 
 
 def exact_row(name: str, metric: str, unit: str, value: Any, **more: Any) -> dict[str, Any]:
-    """A row of a quantity without noise."""
-    return {"name": name, "metric": metric, "value": plain(value), "se": 0.0, "unit": unit, "runs": 1, **plain(more)}
+    """A row of a quantity without noise: standard errors of zero in the shape of a list, one for a dict."""
+    se = np.zeros(np.shape(value)).tolist()
+    return {"name": name, "metric": metric, "value": plain(value), "se": se, "unit": unit, "runs": 1, **plain(more)}
 
 
 def curve_row(name: str, metric: str, unit: str, alphas: Sequence[float], samples: Sequence[np.ndarray]) -> dict[str, Any]:
@@ -98,7 +100,8 @@ def flat(rows: Iterable[dict[str, Any]]) -> Iterator[tuple[Any, ...]]:
             errors = [se for _, se in leaves(r["se"])]
             values = list(leaves(r["value"]))
             parts = [(*at, se) for at, se in zip(values, errors if len(errors) > 1 else errors * len(values))]
-        known = [(*at, 0.0) for at in leaves(r["exact"])] if "exact" in r else []
+        beside = r.get("exact", {})
+        known = [] if beside == r["value"] else [(*at, 0.0) for at in leaves(beside)]
         for part in (*parts, *known):
             yield (r["name"], r["metric"], *part, r["unit"], r["runs"])
 

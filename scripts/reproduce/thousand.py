@@ -88,7 +88,7 @@ def figure_9_1(seeds: Sequence[int]) -> Outcome:
     make = lambda: MonteCarlo(w.env, features=aggregation(STATES, 10), alpha=2e-5)  # noqa: E731
     learned = curves(make, seeds, 100_000, weights, at=[100_000], width=10)[:, 0]
     rows = [
-        exact_row("fig9.1/exact", "exact", "value", exact),
+        exact_row("fig9.1/exact", "exact", "value", exact, exact=exact),
         row("fig9.1/gradient_mc", "weights of the 10 groups after 100000 episodes", "value", learned),
     ]
     return Outcome(rows, [staircase("Figure 9.1: state aggregation", learned, "gradient Monte Carlo")])

@@ -101,7 +101,7 @@ def figure_7_2(seeds: Sequence[int]) -> Outcome:
 
 
 def figure_12_3(seeds: Sequence[int]) -> Outcome:
-    """The off-line lambda-return algorithm: each return from the newest values, or all of them from the episode's first ones."""
+    """The off-line lambda-return algorithm: each return from the newest values, or all from those before the first update."""
     env = RandomWalk(19)
     steps = (0.05, 0.05, 0.05, 0.04, 0.03, 0.015, 0.0075, 0.005)
     settings = {key: multiples(step) for key, step in zip(LAMBDAS, steps)}
