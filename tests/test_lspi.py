@@ -1,5 +1,8 @@
 """LSPI: equal to policy iteration where every transition is counted by its probability; the chain of Lagoudakis & Parr; tiles."""
 
+import re
+from pathlib import Path
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -77,3 +80,13 @@ def test_bad_input_is_refused():
         lspi(samples._replace(obs=np.zeros((20, 2))), gamma=0.9)
     with pytest.raises(SpaceError, match="Discrete action space"):
         collect(gym.make("Pendulum-v1"), 5)
+
+
+def test_the_page_s_code_finds_the_way_over_the_ice():
+    page = (Path(__file__).parent.parent / "docs" / "lspi.md").read_text()
+    [block] = re.findall(r"```python\n(.*?)```", page, re.S)
+    names: dict = {}
+    exec(compile(block, "page", "exec"), names)
+    exact = policy_iteration(mdp(gym.make("FrozenLake-v1", is_slippery=False)), gamma=0.9)
+    seen = np.unique(names["samples"].obs)
+    np.testing.assert_allclose(names["found"].values(seen).max(axis=1), exact.v[seen], atol=1e-6)
