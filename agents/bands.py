@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from .curves import CurveError, learning_curve
-from .runs import COLUMNS, STEP, read_progress
+from .runs import COLUMNS, STEP, read_progress, scalars
 
 NAME = "all"
 METRICS = tuple(column for column in COLUMNS if column.startswith(("rollout/", "train/")))
@@ -38,13 +38,11 @@ def write_bands(folder: Path) -> Path | None:
 
     for old in (folder / NAME).glob("events.out.tfevents.*"):
         old.unlink()
-    events, now = EventFileWriter(str(folder / NAME)), time.time()
-    events.add_event(Event(wall_time=now, summary=Summary(value=[_layout(list(curves))])))
+    events = EventFileWriter(str(folder / NAME))
+    events.add_event(Event(wall_time=time.time(), summary=Summary(value=[_layout(list(curves))])))
     for metric, curve in curves.items():
-        for tag, numbers in zip(_tags(metric), (curve.centre, curve.low, curve.high)):
-            for step, number in zip(curve.steps, numbers):
-                value = Summary.Value(tag=tag, simple_value=number)
-                events.add_event(Event(step=int(step), wall_time=now, summary=Summary(value=[value])))
+        for step, *band in zip(curve.steps, curve.centre, curve.low, curve.high):
+            events.add_event(scalars(int(step), dict(zip(_tags(metric), band))))
     events.close()
     return folder / NAME
 

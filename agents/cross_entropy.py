@@ -15,7 +15,6 @@ from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 from gymnasium import spaces
-from numba import njit
 from numpy.typing import ArrayLike
 
 from tdraft.kernels.jit import lean
@@ -24,8 +23,8 @@ from tdraft.value.tables import first_greedy
 
 from .base import Decision, SpaceError
 from .checkpoint import CheckpointError
-from .linear import LinearAgent
-from .settings import Schedule, SettingsError, check, make_settings
+from .linear import LinearAgent, readers_of
+from .settings import SettingsError, check, make_settings
 
 
 class Scores(Protocol):
@@ -34,6 +33,7 @@ class Scores(Protocol):
     @property
     def rule(self) -> Any:
         """Compiled `rule(scores, theta, obs, a)`."""
+        ...
 
     @property
     def n_weights(self) -> int: ...
@@ -95,7 +95,6 @@ class CrossEntropyLearner(NamedTuple):
     count: np.ndarray  # (4,) int64 candidate, its episodes so far, generation, 1 inside an episode
     clock: np.ndarray  # (1,) int64 steps
     error: np.ndarray  # (1,) unused: there is no TD error
-    schedule: Schedule
     episodes: int
     elite: int
     noise: float
@@ -176,24 +175,14 @@ def cross_entropy_rule(rule) -> tuple[Any, Any]:
 
 @lru_cache
 def score_readers(rule) -> tuple[Any, Any]:
-    """Compiled `decide(params, memory, obs)`, params = (theta, scores), and `values(theta, scores, observations, out)`."""
+    """`readers_of` weights theta (F,) for scores with this rule."""
 
     @lean
     def score(theta, scores, obs, out):
         for a in range(len(out)):
             out[a] = rule(scores, theta, obs, a)
 
-    @lean
-    def decide(params, memory, obs):
-        score(params[0], params[1], obs, memory)
-        return first_greedy(memory)
-
-    @njit
-    def values(theta, scores, observations, out):
-        for i in range(len(observations)):
-            score(theta, scores, observations[i], out[i])
-
-    return decide, values
+    return readers_of(score)
 
 
 @dataclass(frozen=True)
@@ -234,7 +223,9 @@ class CrossEntropy(LinearAgent):
     name = "cross-entropy"
     Settings = CrossEntropySettings
 
-    def __init__(self, env, *, scores: Any = None, mean: ArrayLike | None = None, std: ArrayLike | None = None, **options):
+    def __init__(
+        self, env, *, scores: Scores | None = None, mean: ArrayLike | None = None, std: ArrayLike | None = None, **options
+    ):
         self.scores, self.first = scores, (mean, std)
         super().__init__(env, **options)
 
@@ -267,7 +258,6 @@ class CrossEntropy(LinearAgent):
             count=np.zeros(4, np.int64),
             clock=np.zeros(1, np.int64),
             error=np.zeros(1),
-            schedule=Schedule(0.0, 0.0, 0.0, 0.0, 0.0, float("inf")),
             episodes=int(settings.episodes),
             elite=int(settings.elite),
             noise=float(settings.noise),
@@ -279,6 +269,11 @@ class CrossEntropy(LinearAgent):
             raise CheckpointError("the checkpoint holds scores that were passed to its agent: keep such a policy by save_policy")
         self.scores, self.first = None, (None, None)
         return make_settings(self.Settings, self.name, meta["settings"])
+
+    @property
+    def epsilon(self) -> float:
+        """0: candidates differ in their weights, none acts at random."""
+        return 0.0
 
     def weights(self) -> np.ndarray:
         """(F,) weights that `predict` serves."""

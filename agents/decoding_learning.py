@@ -91,8 +91,7 @@ def search_policy(
     train: Replay, *, rate: float, seed: int, timesteps: int, name: str = SEARCH, log_dir: Path | None = None
 ) -> DraftPolicy:
     """One cross-entropy search among `StoppingScores`, each candidate judged by all training contexts."""
-    in_turn = Replay(train.trace, train.calibration, train.cost, shuffle=False)
-    env = DraftEnv(in_turn, reference_rate=rate, expected_reward=True)
+    env = DraftEnv(train.in_order(), reference_rate=rate, expected_reward=True)
     first = {"mean": STOPPING_MEAN, "std": STOPPING_STD, "scores": stopping_scores(train.cost)}
     agent = CrossEntropy(env, seed=seed, episodes=len(train.trace.tokens), **first)
     return DraftPolicy(name, *agent.learn(timesteps, log_dir=log_dir).policy())

@@ -30,22 +30,12 @@ TRACES = ("accumulating", "replacing", "dutch")
 PARTS = ("vector", "tokens")  # of a dict observation, in the order in which features see them
 
 
-@lru_cache
-def readers(rule) -> tuple[Any, Any]:
-    """Two compiled readers of weights w (F, A) for features with this rule.
+def readers_of(add_up) -> tuple[Any, Any]:
+    """Two compiled readers of weights for a compiled `add_up(w, features, obs, out)`, which fills out (A,) with action values.
 
     :return: `decide(params, memory, obs)`, the greedy action, where params = (w, features) and memory (A,) is scratch; and
         `values(w, features, observations, out)`, which fills out (n, A) from observations (n, D)
     """
-
-    @lean
-    def add_up(w, features, obs, out):
-        for a in range(len(out)):
-            out[a] = 0.0
-        for t in range(len(features.dims)):
-            index = rule(features, obs, t)
-            for a in range(len(out)):
-                out[a] += w[index, a]
 
     @lean
     def decide(params, memory, obs):
@@ -58,6 +48,22 @@ def readers(rule) -> tuple[Any, Any]:
             add_up(w, features, observations[i], out[i])
 
     return decide, values
+
+
+@lru_cache
+def readers(rule) -> tuple[Any, Any]:
+    """`readers_of` weights w (F, A) for features with this rule."""
+
+    @lean
+    def add_up(w, features, obs, out):
+        for a in range(len(out)):
+            out[a] = 0.0
+        for t in range(len(features.dims)):
+            index = rule(features, obs, t)
+            for a in range(len(out)):
+                out[a] += w[index, a]
+
+    return readers_of(add_up)
 
 
 @dataclass(frozen=True)

@@ -67,17 +67,22 @@ class RunLogger:
 
     def write(self, step: int, numbers: dict[str, float]) -> None:
         """One line at this step; the file is flushed, so that a kill costs no line."""
-        from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
-        from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
-
         self._table.writerow({STEP: step, **numbers})
         self._file.flush()
-        values = [Summary.Value(tag=tag, simple_value=number) for tag, number in numbers.items()]
-        self._events.add_event(Event(step=step, summary=Summary(value=values), wall_time=time.time()))
+        self._events.add_event(scalars(step, numbers))
 
     def close(self) -> None:
         self._file.close()
         self._events.close()
+
+
+def scalars(step: int, numbers: dict[str, float]) -> Any:
+    """TensorBoard's event of numbers by their tags at a step."""
+    from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+    from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+
+    values = [Summary.Value(tag=tag, simple_value=number) for tag, number in numbers.items()]
+    return Event(step=step, summary=Summary(value=values), wall_time=time.time())
 
 
 def read_progress(path: Path) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from math import cos
 from pathlib import Path
 from typing import Any
@@ -87,44 +88,49 @@ def python_loop(env: gym.Env, true_online: bool) -> Callable[[int], None]:
     return work
 
 
-def numba_loop(true_online: bool) -> Callable[[int], Any]:
+@lean
+def _values(w, position, velocity, x, q):
+    for a in range(ACTIONS):
+        q[a] = 0.0
+    across, along = (position + 1.2) / 1.8 * BINS, (velocity + 0.07) / 0.14 * BINS
+    for t in range(TILINGS):
+        i = int(across + (t % TILINGS) / TILINGS)
+        j = int(along + (3 * t % TILINGS) / TILINGS)
+        f = t * TILES + i * ACROSS + j
+        x[t] = f
+        for a in range(ACTIONS):
+            q[a] += w[f, a]
+
+
+@lean
+def _act(q, rng):
+    if uniform(rng) < EPSILON:
+        action = randint(rng, ACTIONS)
+    else:
+        best, action, ties = q[0], 0, 1
+        for a in range(1, ACTIONS):
+            if q[a] > best:
+                best, action, ties = q[a], a, 1
+            elif q[a] == best:
+                ties += 1
+        if ties > 1:
+            skip = randint(rng, ties)
+            for a in range(ACTIONS):
+                if q[a] == best:
+                    if skip == 0:
+                        action = a
+                    skip -= 1
+    return action
+
+
+@lru_cache
+def compiled_loop(true_online: bool):
     """The same by hand, mountain car's dynamics and the tiles inside the loop; its traces are a list of those above 1e-12.
 
     Unlike Gymnasium it doesn't round what the agent sees to float32.
+
+    :return: `loop(w, flat, trace, x, after, q, pairs, steps, rng) -> episodes`; flat is w as one row
     """
-
-    @lean
-    def values(w, position, velocity, x, q):
-        for a in range(ACTIONS):
-            q[a] = 0.0
-        across, along = (position + 1.2) / 1.8 * BINS, (velocity + 0.07) / 0.14 * BINS
-        for t in range(TILINGS):
-            i = int(across + (t % TILINGS) / TILINGS)
-            j = int(along + (3 * t % TILINGS) / TILINGS)
-            f = t * TILES + i * ACROSS + j
-            x[t] = f
-            for a in range(ACTIONS):
-                q[a] += w[f, a]
-
-    @lean
-    def act(q, rng):
-        if uniform(rng) < EPSILON:
-            action = randint(rng, ACTIONS)
-        else:
-            best, action, ties = q[0], 0, 1
-            for a in range(1, ACTIONS):
-                if q[a] > best:
-                    best, action, ties = q[a], a, 1
-                elif q[a] == best:
-                    ties += 1
-            if ties > 1:
-                skip = randint(rng, ties)
-                for a in range(ACTIONS):
-                    if q[a] == best:
-                        if skip == 0:
-                            action = a
-                        skip -= 1
-        return action
 
     @lean
     def loop(w, flat, trace, x, after, q, pairs, steps, rng):
@@ -136,16 +142,16 @@ def numba_loop(true_online: bool) -> Callable[[int], Any]:
                 for k in range(count):
                     trace[pairs[k]] = 0.0
                 count = 0
-                values(w, position, velocity, x, q)
-                action = act(q, rng)
+                _values(w, position, velocity, x, q)
+                action = _act(q, rng)
             velocity = min(max(velocity + (action - 1) * 0.001 - 0.0025 * cos(3 * position), -0.07), 0.07)
             position = min(max(position + velocity, -1.2), 0.6)
             if position == -1.2 and velocity < 0:
                 velocity = 0.0
             terminated = position >= 0.5
             elapsed += 1
-            values(w, position, velocity, after, q)
-            following = act(q, rng)
+            _values(w, position, velocity, after, q)
+            following = _act(q, rng)
             value, target = 0.0, 0.0 if terminated else q[following]
             for t in range(TILINGS):
                 value += w[x[t], action]
@@ -184,9 +190,14 @@ def numba_loop(true_online: bool) -> Callable[[int], Any]:
                 episodes += 1
         return episodes
 
+    return loop
+
+
+def numba_loop(true_online: bool) -> Callable[[int], Any]:
+    """`compiled_loop` with its arrays; each call takes that many more steps."""
     w, rng = np.zeros((TILINGS * TILES, ACTIONS)), seed_state(0)
     trace, x, after, q = np.zeros(w.size), np.zeros(TILINGS, np.int64), np.zeros(TILINGS, np.int64), np.zeros(ACTIONS)
-    pairs = np.zeros(w.size, np.int64)
+    pairs, loop = np.zeros(w.size, np.int64), compiled_loop(true_online)
 
     def work(steps: int) -> Any:
         trace[:] = 0.0  # each call begins an episode

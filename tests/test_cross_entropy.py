@@ -86,9 +86,8 @@ def test_scores_scale_by_the_bounds_that_there_are():
     np.testing.assert_array_equal(scores.scale, [0.25, 1.0, 1.0])
 
 
-@pytest.mark.parametrize("longest", [DEFAULT_COST.max_drafted])
-def test_the_stopping_formula_contains_the_rule_of_survival_and_cost(longest):
-    rate, rng = 1.3, np.random.default_rng(0)
+def test_the_stopping_formula_contains_the_rule_of_survival_and_cost():
+    rate, longest, rng = 1.3, DEFAULT_COST.max_drafted, np.random.default_rng(0)
     theta = STOPPING_MEAN.copy()
     theta[[0, 5]] = -np.log(rate)
     decide = score_readers(stopping_score)[0]

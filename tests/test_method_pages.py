@@ -15,7 +15,7 @@ import tdraft.envs  # noqa: F401  registers our ids
 from tdraft import agents
 from tdraft.agents import prediction
 from tdraft.agents.linear import LinearAgent
-from tdraft.agents.runs import COLUMNS
+from tdraft.agents.runs import COLUMNS, STEP, read_progress, run_folder
 from tdraft.agents.tabular import OneStepAgent
 from tdraft.scripts import train
 from tdraft.scripts.plot import LABELS
@@ -171,9 +171,13 @@ def test_links_resolve():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block", python_blocks())
-def test_code_runs(block, tmp_path, monkeypatch):
+def test_code_runs(block, tmp_path, monkeypatch, capsys):
+    """And trains an agent, prints something or leaves a figure."""
     monkeypatch.chdir(tmp_path)
-    exec(compile(block, "page", "exec"), {"__name__": "page"})
+    names: dict = {"__name__": "page"}
+    exec(compile(block, "page", "exec"), names)
+    trained = [value for value in names.values() if isinstance(value, agents.Agent) and value.num_timesteps]
+    assert trained or capsys.readouterr().out.strip() or list(tmp_path.glob("*.png"))
 
 
 @pytest.mark.slow
@@ -187,4 +191,6 @@ def test_training_commands_run(name, tmp_path):
             folder = tmp_path / given.get("--runs", "runs")
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                train.main([short.get(a, a) for a in arguments] + ["--runs", str(folder), "--overwrite"])
+                assert train.main([short.get(a, a) for a in arguments] + ["--runs", str(folder), "--overwrite"]) == 0
+            [progress] = run_folder(folder, given["--env"], arguments[0], 0).glob("progress.csv")
+            assert read_progress(progress)[-1][STEP] == STEPS

@@ -5,6 +5,7 @@ without the newest token (with nothing drafted: a plain step). An episode emits 
 tokens / rho - time, time in plain decoding steps of the target, and gamma is 1 for every agent (docs/decoding.md says why).
 """
 
+from copy import copy
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -68,6 +69,12 @@ class Replay:
         self.calibration = calibration
         self.cost = cost
         self.trace = trace
+
+    def in_order(self) -> "Replay":
+        """The same contexts one after the other; the predictions are shared, not made again."""
+        other = copy(self)
+        other.arrays = self.arrays._replace(shuffle=False)
+        return other
 
     @property
     def dynamics(self) -> Dynamics:
