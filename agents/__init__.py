@@ -1,4 +1,7 @@
-"""Learning rules. `AGENTS` maps the command line's names to classes; classes are imported at first use."""
+"""Learning rules. `AGENTS` maps the command line's names to classes; classes are imported at first use.
+
+`MonteCarlo` is the control agent; that of prediction is `prediction.MonteCarlo`.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -28,6 +31,18 @@ if TYPE_CHECKING:
     from .n_step import OffPolicyNStepSarsa as OffPolicyNStepSarsa
     from .n_step import QSigma as QSigma
     from .n_step import TreeBackup as TreeBackup
+    from .off_policy_q import OffPolicyQ as OffPolicyQ
+    from .prediction import GTD2 as GTD2
+    from .prediction import LSTD as LSTD
+    from .prediction import TD as TD
+    from .prediction import TDC as TDC
+    from .prediction import EmphaticTD as EmphaticTD
+    from .prediction import LambdaReturn as LambdaReturn
+    from .prediction import NStepTD as NStepTD
+    from .prediction import Prediction as Prediction
+    from .prediction import RecursiveLSTD as RecursiveLSTD
+    from .prediction import TDLambda as TDLambda
+    from .prediction import TrueOnlineTD as TrueOnlineTD
     from .prioritised_sweeping import PrioritisedSweeping as PrioritisedSweeping
     from .sweeps import sweep as sweep
     from .tabular import ExpectedSarsa as ExpectedSarsa
@@ -38,6 +53,7 @@ if TYPE_CHECKING:
 
 AGENTS = {
     "q-learning": "QLearning",
+    "off-policy-q-learning": "OffPolicyQ",
     "sarsa": "Sarsa",
     "expected-sarsa": "ExpectedSarsa",
     "average-reward": "SemiMarkovQ",
@@ -69,6 +85,7 @@ AGENTS = {
 _MODULES = {
     "Agent": "base",
     "QLearning": "tabular",
+    "OffPolicyQ": "off_policy_q",
     "Sarsa": "tabular",
     "ExpectedSarsa": "tabular",
     "SemiMarkovQ": "average_reward",
@@ -96,12 +113,25 @@ _MODULES = {
     "DifferentialSarsa": "differential",
     "RLearning": "differential",
     "RelativeQ": "differential",
+    "GTD2": "prediction",
+    "LSTD": "prediction",
+    "TD": "prediction",
+    "TDC": "prediction",
+    "EmphaticTD": "prediction",
+    "LambdaReturn": "prediction",
+    "NStepTD": "prediction",
+    "Prediction": "prediction",
+    "RecursiveLSTD": "prediction",
+    "TDLambda": "prediction",
+    "TrueOnlineTD": "prediction",
     "learning_curve": "experiments",
     "sweep": "sweeps",
 }
 
 
 def __getattr__(name: str):
+    if name == "prediction":
+        return import_module(".prediction", __name__)
     if name not in _MODULES:
         raise AttributeError(f"module {__name__} has no attribute {name}")
     return getattr(import_module(f".{_MODULES[name]}", __name__), name)

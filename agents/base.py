@@ -12,20 +12,19 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from tdraft.envs.compiled import CompiledEnv, compile_env, env_rng, leaves, mutable_leaves
+from tdraft.envs.compiled import CompiledEnv, env_rng, leaves, mutable_leaves
 from tdraft.kernels.rng import seed_state, uniform
 
 from . import checkpoint
 from .checkpoint import CheckpointError
+from .checks import EnvError as EnvError
+from .checks import SpaceError, check_reward, compiled_form
+from .checks import check_observation as check_observation
 from .loop import RECENT, interpreted_loop, new_standing, training_loop
 from .settings import SettingsError, make_settings
 
 log = logging.getLogger(__name__)
 CHUNK_SECONDS = 0.2  # between two looks at Ctrl-C
-
-
-class SpaceError(ValueError):
-    """An observation or action space that an agent cannot work with, or an observation outside its space."""
 
 
 class DivergedError(ValueError):
@@ -40,22 +39,14 @@ class Decision(NamedTuple):
     memory: np.ndarray
 
 
-def check_observation(space: spaces.Discrete, obs: Any) -> int:
-    """The observation as an int; SpaceError if it is none or outside the space."""
-    if not isinstance(obs, int | np.integer) and not (isinstance(obs, np.ndarray) and obs.ndim == 0 and obs.dtype.kind in "iu"):
-        raise SpaceError(f"expected an observation of {space}, got {obs!r}")
-    if not space.start <= int(obs) < space.start + space.n:
-        raise SpaceError(f"expected an observation of {space}, got {int(obs)}")
-    return int(obs)
-
-
 class Agent(ABC):
     """A learning rule with its state.
 
-    :param env: a Gymnasium env with the spaces that the rule works on
+    :param env: a Gymnasium env with the spaces that the rule works on; see `set_env` of one that changes
     :param seed: of all its randomness; None draws one, which `agent.seed` then holds
     :param hyperparameters: fields of the class's `Settings`
     :raises SpaceError: the env's spaces do not fit
+    :raises EnvError: its transition table `P` is none
     :raises SettingsError: an unknown hyper-parameter, or a value out of range
     """
 
@@ -67,6 +58,8 @@ class Agent(ABC):
 
     def __init__(self, env: gym.Env, *, seed: int | None = None, **hyperparameters):
         settings = make_settings(self.Settings, self.name, hyperparameters)
+        if not isinstance(env, gym.Env | gym.vector.VectorEnv):
+            raise SpaceError(f"{self.name} trains on a gym.Env, got {env!r}: make one with gym.make")
         if isinstance(env, gym.vector.VectorEnv):
             raise SpaceError(f"{self.name} trains on a single gym.Env, got a vector env: use gym.make in place of gym.make_vec")
         self._set_up(settings, seed, env.observation_space, env.action_space)
@@ -94,14 +87,18 @@ class Agent(ABC):
         self._env_generator: dict | None = None
 
     def set_env(self, env: gym.Env) -> None:
-        """Train on this env from now on; a new episode begins."""
+        """Train on this env from now on; a new episode begins.
+
+        Compiled training goes by the parameters that the env has now: after a change of them, for example of `env.unwrapped.P`,
+        call this again.
+        """
         if (env.observation_space, env.action_space) != (self.observation_space, self.action_space):
             raise SpaceError(
                 f"the agent was made for {self.observation_space} and {self.action_space}, the env has "
                 f"{env.observation_space} and {env.action_space}"
             )
         self.env, self.env_id = env, env.spec.id if env.spec else type(env.unwrapped).__name__
-        made = compile_env(env)
+        made = compiled_form(env, self.env_id)
         self.compiled = made if isinstance(made, CompiledEnv) else None
         self.path = "compiled" if isinstance(made, CompiledEnv) else f"interpreted: {made}"
         self.standing.counts[0] = 0
@@ -171,10 +168,11 @@ class Agent(ABC):
     def step(self, reward: Any, discount: float, obs: Any, duration: float = 1.0) -> int:
         """Learn from what the last action brought, then act.
 
+        :param reward: a finite number
         :param discount: gamma, or 0 where the episode terminated
         :param duration: sojourn time, for semi-Markov agents
         """
-        action = self.step_rule(self.learner, float(reward), float(discount), self.encode(obs), float(duration), self.rng)
+        action = self.step_rule(self.learner, check_reward(reward), float(discount), self.encode(obs), float(duration), self.rng)
         return action + self._first_action
 
     @property
@@ -199,6 +197,7 @@ class Agent(ABC):
         :param progress_bar: show one where the output is a terminal and it takes more than two seconds
         :param log_every: steps between log points, by default a hundredth of the whole
         :raises DivergedError: the action values are no longer finite
+        :raises EnvError: the env gives a reward that is no finite number
         """
         if self.env is None:
             raise SettingsError("this agent has no env: pass env= to load(), or call set_env")
@@ -325,10 +324,11 @@ class Agent(ABC):
         :raises FileNotFoundError, CheckpointError, SpaceError:
         """
         meta, arrays = checkpoint.read(path)
+        _import_kind(meta["class"])
         kind = next((k for k in _kinds(cls) if getattr(k, "name", None) == meta["class"]), None)
         if kind is None:
-            expected = getattr(cls, "name", "agent")
-            raise CheckpointError(f"{path} holds a {meta['class']}, not a {expected}: load it with its own class or Agent.load")
+            expected = f"a {cls.name}" if hasattr(cls, "name") else "one of this kind"
+            raise CheckpointError(f"{path} holds a {meta['class']}, not {expected}: load it with its own class or Agent.load")
         agent = kind.__new__(kind)  # pyright: ignore[reportCallIssue]
         observation_space, action_space = (space_from_json(s) for s in meta["spaces"])
         agent._set_up(agent.settings_from(meta, arrays), meta["seed"], observation_space, action_space)
@@ -371,6 +371,16 @@ class Agent(ABC):
             return self._env_generator
         state = self.env.unwrapped.np_random.bit_generator.state
         return dict(state) if state.get("bit_generator") == "PCG64" else None
+
+
+def _import_kind(name: str) -> None:
+    """Import the class that a checkpoint names, for `_kinds` to find."""
+    from tdraft import agents
+
+    if name in agents.AGENTS:
+        getattr(agents, agents.AGENTS[name])
+    elif name.endswith("-prediction"):
+        getattr(agents, "prediction")  # noqa: B009  imports it
 
 
 def _kinds(cls: type) -> list[type]:

@@ -13,8 +13,9 @@ from tdraft.value.hashing import HashedFeatures
 from tdraft.value.tables import average, first_greedy
 from tdraft.value.tiles import TileCoding, uniform_tiles
 
-from .base import Agent, Decision, SpaceError
+from .base import Agent, Decision
 from .checkpoint import CheckpointError
+from .checks import SpaceError, check_vectors
 from .linear_rules import (
     Features,
     LinearLearner,
@@ -70,8 +71,10 @@ def readers(rule) -> tuple[Any, Any]:
 class LinearSettings(StepSettings):
     """Hyper-parameters of a linear agent."""
 
+    largest_alpha: ClassVar[float] = 2.0  # at 2 a step leaves an error as large as it found
+
     alpha: float = 0.1
-    """Step size, in (0, 1]; each of the T active weights moves by alpha / T."""
+    """Step size, in (0, 2]; each of the T active weights moves by alpha / T, so that above 1 a step overshoots its target."""
     gamma: float = 1.0
     """Discount factor, in [0, 1]; 1 for average reward."""
     q_init: float = 0.0
@@ -174,6 +177,8 @@ class LinearAgent(Agent):
         """`features` as they were given, or else tiles over the observation's bounds."""
         if self.features is None:
             self.features = default_tiles(self.observation_space, self.settings.bins, self.settings.tilings)
+        if not isinstance(self.features, TileCoding | HashedFeatures):
+            raise SpaceError(f"features must be a TileCoding or HashedFeatures, got {type(self.features).__name__}")
         if self.features.n_inputs > self.n_inputs:
             raise SpaceError(
                 f"features use dimension {self.features.n_inputs - 1}, observations have {self.n_inputs} (counted from 0)"
@@ -226,13 +231,13 @@ class LinearAgent(Agent):
         vector = self._joined(obs)
         if vector.shape != (self.n_inputs,):
             raise SpaceError(f"expected an observation of {self.observation_space}, got an array of shape {vector.shape}")
-        return vector
+        return check_vectors(self.observation_space, vector)
 
     def batch(self, obs: Any) -> tuple[np.ndarray, bool]:
         vectors = self._joined(obs)
         if vectors.shape[-1:] != (self.n_inputs,) or vectors.ndim > 2:
             raise SpaceError(f"expected observations of {self.observation_space}, got an array of shape {vectors.shape}")
-        return vectors.reshape(-1, self.n_inputs), vectors.ndim == 1
+        return check_vectors(self.observation_space, vectors.reshape(-1, self.n_inputs)), vectors.ndim == 1
 
     def _joined(self, obs: Any) -> np.ndarray:
         """A copy as float64; the parts of a dict one behind the other."""

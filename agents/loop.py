@@ -26,7 +26,9 @@ def new_standing() -> Standing:
 
 @lru_cache(maxsize=256)
 def training_loop(env_reset, env_step, begin, step, vector: bool):
-    """The loop for one env and one agent, compiled at its first call; `.py_func` is its interpreted twin, bit for bit.
+    """The loop for one env and one agent, compiled at its first call; `interpreted_loop` gives the same bit for bit.
+
+    So does this loop where NUMBA_DISABLE_JIT=1 leaves it and all that it calls plain Python.
 
     :param vector: the observation is an array, which env_step returns
     :return: `loop(env, learner, gamma, steps, limit, env_rng, rng, obs, standing) -> obs`
@@ -74,8 +76,8 @@ def interpreted_loop(env: gym.Env, agent: Any, gamma: float, steps: int, standin
             inside, elapsed, score = 1, 0, 0.0
         obs, reward, terminated, truncated, info = env.step(action)
         elapsed += 1
-        score += float(reward)
         action = agent.step(reward, 0.0 if terminated else gamma, obs, info.get("duration", 1.0))
+        score += float(reward)
         if terminated or truncated:
             standing.recent[episodes % RECENT] = score, elapsed
             episodes += 1

@@ -3,7 +3,9 @@
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
 
 from tdraft.kernels.jit import lean
 
@@ -24,21 +26,24 @@ def check(name: str, value: Any, low: float, high: float, *, open_low: bool = Fa
     number = isinstance(value, int | float) and not isinstance(value, bool)
     inside = number and low <= value <= high and not (open_low and value == low) and not (open_high and value == high)
     if not inside:
-        raise SettingsError(f"{name} must be in {interval}, got {value!r}")
+        raise SettingsError(f"{name} must be {'' if number else 'a number '}in {interval}, got {value!r}")
 
 
 def make_settings(cls: type, agent: str, given: dict[str, Any]) -> Any:
-    """An instance of the settings dataclass `cls`; an unknown name is an error that says which exist."""
+    """An instance of the settings dataclass `cls`; an unknown name is an error that says which exist. NumPy's numbers become
+    Python's, which files can hold."""
     known = [f.name for f in fields(cls)]
     for name in given:
         if name not in known:
             raise SettingsError(f'{agent} has no hyper-parameter "{name}"{closest(name, known)} (it has {", ".join(known)})')
-    return cls(**given)
+    return cls(**{name: value.item() if isinstance(value, np.generic) else value for name, value in given.items()})
 
 
 @dataclass(frozen=True)
 class StepSettings:
     """What every agent here has: step size and exploration, constant or falling linearly over `horizon` steps, and averaging."""
+
+    largest_alpha: ClassVar[float] = 1.0
 
     alpha: float = 0.5
     """Step size, in (0, 1]."""
@@ -54,11 +59,11 @@ class StepSettings:
     """Serve the mean of the values over this last share of the horizon (Polyak-Ruppert); 0 serves the last values."""
 
     def __post_init__(self):
-        check("alpha", self.alpha, 0, 1, open_low=True)
+        check("alpha", self.alpha, 0, self.largest_alpha, open_low=True)
         check("epsilon", self.epsilon, 0, 1)
         check("average", self.average, 0, 1)
         if self.alpha_final is not None:
-            check("alpha_final", self.alpha_final, 0, 1)
+            check("alpha_final", self.alpha_final, 0, self.largest_alpha)
         if self.epsilon_final is not None:
             check("epsilon_final", self.epsilon_final, 0, 1)
         if self.horizon is not None:

@@ -96,6 +96,7 @@ class Table(NamedTuple):
     reward: np.ndarray  # (S, A, K)
     terminated: np.ndarray  # (S, A, K) bool
     start: np.ndarray  # (S,) cumulated probabilities of the first state
+    guide: np.ndarray = np.zeros(1, np.int64)  # (G,) where to look for a draw u of it from on, by floor(u * G): see `guide`
 
 
 @njit(nogil=True, error_model="numpy", boundscheck=False)
@@ -123,9 +124,24 @@ def draw(cumulative, rng):
     return index if index < len(cumulative) else 0
 
 
+def guide(cumulative: np.ndarray) -> np.ndarray:
+    """Indexed search (Chen & Asau 1974): for a draw in [k / G, (k + 1) / G) the first index that it can be, k = 0..G - 1.
+
+    :param cumulative: (S,) cumulated probabilities
+    :return: (G,) int64, G the power of two from S on, by which a draw is multiplied without a rounding error
+    """
+    size = 1 << max(len(cumulative) - 1, 0).bit_length()
+    return np.searchsorted(cumulative, np.arange(size) / size, side="right")
+
+
 @lean
 def table_reset(params, rng):
-    return draw(params.start, rng)
+    """As `draw` of the start, in a time that doesn't grow with the number of states."""
+    u = uniform(rng)
+    index = params.guide[int(u * len(params.guide))]
+    while index < len(params.start) and params.start[index] <= u:
+        index += 1
+    return index if index < len(params.start) else 0
 
 
 @lean
@@ -137,6 +153,13 @@ def table_step(params, obs, action, rng):
         params.terminated[obs, action, outcome],
         1.0,
     )
+
+
+@lean
+def certain_step(params, obs, action, rng):
+    """`table_step` where each pair has one outcome: a number is drawn all the same, so that the generator goes on as there."""
+    uniform(rng)
+    return params.following[obs, action, 0], params.reward[obs, action, 0], params.terminated[obs, action, 0], 1.0
 
 
 def table_env(transitions: Any, start: Any, limit: int = 0) -> CompiledEnv:
@@ -170,7 +193,8 @@ def table_env(transitions: Any, start: Any, limit: int = 0) -> CompiledEnv:
         raise ValueError(
             f"start must hold {n_states} probabilities that sum to 1, got {len(table.start)} that sum to {table.start[-1]}"
         )
-    return CompiledEnv(table, table_reset, table_step, limit, mutable=())
+    table = table._replace(guide=guide(table.start))
+    return CompiledEnv(table, table_reset, certain_step if width == 1 else table_step, limit, mutable=())
 
 
 def env_rng(generator: np.random.Generator | int) -> np.ndarray:

@@ -1,5 +1,8 @@
 """Agents: exact values, compiled = interpreted, training in parts = training at once, Stable-Baselines3's verbs."""
 
+import subprocess
+import sys
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -122,8 +125,26 @@ def test_a_checkpoint_of_another_class(tmp_path):
         Agent.load(tmp_path / "broken")
 
 
+def test_a_fresh_process_finds_the_class_that_a_checkpoint_names(tmp_path):
+    env = gym.make("CliffWalking-v1")
+    for name, agent in {"control": QLearning(env, seed=0), "prediction": agents.TD(env, seed=0)}.items():
+        agent.save(tmp_path / name)
+    names = [str(tmp_path / name) for name in ("control", "prediction")]
+    code = f"from tdraft.agents import Agent\nfor name in {names}: print(type(Agent.load(name)).__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["QLearning", "TD"]
+
+
+def test_linear_step_sizes_may_overshoot_by_all_of_the_error():
+    env = gym.make("tdraft/MountainCar-v0")
+    assert agents.LinearSarsa(env, alpha=2.0).settings.alpha == 2.0
+    for name in ("alpha", "alpha_final"):
+        with pytest.raises(SettingsError, match=rf"{name} must be in [(\[]0, 2\], got 2.1"):
+            agents.LinearSarsa(env, **{name: 2.1, "horizon": 10})
+
+
 def test_values_that_are_not_finite_stop_the_training():
-    class Broken(gym.Env):
+    class Rich(gym.Env):
         observation_space = gym.spaces.Discrete(2)
         action_space = gym.spaces.Discrete(2)
 
@@ -132,7 +153,7 @@ def test_values_that_are_not_finite_stop_the_training():
             return 0, {}
 
         def step(self, action):
-            return 1, float("nan"), False, False, {}
+            return 1, 1e308, False, False, {}
 
     with pytest.raises(DivergedError, match="not finite"):
-        QLearning(Broken(), seed=0).learn(100)
+        QLearning(Rich(), seed=0, alpha=1.0).learn(100)

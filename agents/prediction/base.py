@@ -18,8 +18,9 @@ from tdraft.value.features import FourierBasis, StateFeatures, one_hot, state_fe
 from tdraft.value.hashing import HashedFeatures
 from tdraft.value.tiles import TileCoding
 
-from ..base import Agent, Decision, SpaceError, check_observation
+from ..base import Agent, Decision
 from ..checkpoint import CheckpointError
+from ..checks import SpaceError, check_observation, check_vectors
 from ..linear import default_tiles
 from ..settings import Schedule, SettingsError, check, step_size
 from ..tabular import table_decide
@@ -250,10 +251,12 @@ class Prediction(Agent):
         vector = np.array(obs, np.float64)
         if vector.shape != space.shape:
             raise SpaceError(f"expected an observation of {space}, got an array of shape {vector.shape}")
-        return vector
+        return check_vectors(space, vector)
 
     def batch(self, obs: Any) -> tuple[np.ndarray, bool]:
         array, inner = np.asarray(obs), 1 if self.is_vector else 0
+        if array.ndim not in (inner, inner + 1):
+            raise SpaceError(f"expected observations of {self.observation_space}, got an array of shape {array.shape}")
         single = array.ndim == inner
         return np.array([self.encode(x) for x in (array[None] if single else array)]), single
 

@@ -40,13 +40,10 @@ def tiles() -> TileCoding:
 def driver(kind: Callable[..., Any], alpha: float, cap: int, **settings: Any) -> Agent:
     """A greedy agent on the car.
 
-    :param alpha: step size times 8; above 1 it is set behind the agent's back, which takes none such
+    :param alpha: step size times 8, as the agents take it
     :param cap: steps after which an episode is cut off
     """
-    agent = kind(TimeLimit(MountainCar(), cap), features=tiles(), epsilon=0.0, alpha=min(alpha, 1.0), **settings)
-    schedule = agent.learner.schedule._replace(alpha=float(alpha))
-    agent.learner = agent.learner._replace(schedule=schedule)
-    return agent
+    return kind(TimeLimit(MountainCar(), cap), features=tiles(), epsilon=0.0, alpha=float(alpha), **settings)
 
 
 def drive(name: str, kind: Callable[..., Any], alpha: float, seeds: Sequence[int], **settings: Any) -> tuple[dict, np.ndarray]:
