@@ -6,6 +6,7 @@ T long trains (the parallel form), T = 1 decodes, T = k verifies k drafted token
 changes it, so rolling back is keeping the old one.
 """
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any, Self
 
@@ -77,9 +78,16 @@ class Backbone(nn.Module, ABC):
 
 
 def check_inputs(x: Tensor, d_model: int, state: State | None, reset: Tensor | None) -> None:
-    """Raise ValueError unless x is (B, T >= 1, d_model), `state` has B rows and reset is (B, T) bool."""
+    """Raise ValueError unless x is (B, T >= 1, d_model) and finite, `state` has B rows and reset is (B, T) bool.
+
+    Only on a CPU and outside torch.compile are the values looked at: elsewhere that would wait for the device.
+    """
     if x.dim() != 3 or x.shape[2] != d_model or x.shape[1] == 0:
         raise ValueError(f"x must be (B, T, {d_model}) with T >= 1, got {tuple(x.shape)}")
+    if x.device.type == "cpu" and not torch.compiler.is_compiling() and not math.isfinite(x.detach().sum(dtype=torch.float32)):
+        bad = int(x.numel() - x.isfinite().sum())
+        if bad:
+            raise ValueError(f"x must be finite, {bad} of its {x.numel()} entries are NaN or infinite")
     if state is not None and state.batch_size != x.shape[0]:
         raise ValueError(
             f"state has batch size {state.batch_size} but x has {x.shape[0]}; pick or repeat rows with state.select(index)"
