@@ -1,6 +1,7 @@
 # Everything a newcomer needs: `make demo`, `make test`. Both make .venv on the first call and re-use it after.
 PYTHON ?= python3
 BIN := .venv/bin
+WORKERS ?= 2
 export OMP_WAIT_POLICY ?= passive
 
 .PHONY: demo test lint install clean
@@ -22,7 +23,7 @@ lint: install
 	$(BIN)/pyright
 
 test: lint
-	$(BIN)/python -m pytest -q $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal $(ARGS)
 
 clean:
 	rm -rf .venv .typing build dist *.egg-info
