@@ -40,6 +40,7 @@ SUBCOMMANDS: dict[str, dict[str, tuple[str, ...]]] = {
         "env": ("Bench", "env"),
         "tabular": ("TabularBench", "tabular", "tdraft.scripts.bench_tabular"),
         "linear": ("LinearBench", "linear", "tdraft.scripts.bench_linear"),
+        "backbones": ("BackboneBench", "run", "tdraft.scripts.bench_backbones"),
     },
     "reproduce": {"": ("Reproduce", "run")},
 }
