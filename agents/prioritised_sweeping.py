@@ -67,7 +67,7 @@ def unlink(leading, pair, state):
 def model_error(learner, s, a):
     """Q-learning's error of a pair by the model."""
     q, model = learner.table.q, learner.model
-    return q_learning_error(q[s], a, model.reward[s, a], model.discount[s, a], q[model.following[s, a]])
+    return q_learning_error(q[s], a, model.reward[s, a], model.discount[s, a], q[np.uint64(model.following[s, a])])
 
 
 @lean
@@ -97,20 +97,21 @@ def sweeping_step(learner, reward, discount, obs, duration, rng):
     error = model_error(learner, s, a)
     if abs(error) > learner.theta:
         raise_to(heap, s * n_actions + a, abs(error))
-    alpha, done = step_size(table.schedule, table.clock[0]), 0
+    alpha, done, width = step_size(table.schedule, table.clock[0]), 0, np.uint64(n_actions)
     while done < learner.planning and heap.size[0] > 0:
-        pair = pop(heap)
-        s = pair // n_actions
-        a = pair - s * n_actions
-        write(table, s, a, table.q[s, a] + alpha * model_error(learner, s, a))
-        best, other = largest(table.q[s]), leading.first[s]
+        pair = np.uint64(pop(heap))  # unsigned, as in `table_rules`, and faster to divide
+        state = pair // width
+        action = pair - state * width
+        write(table, state, action, table.q[state, action] + alpha * model_error(learner, state, action))
+        best, other = largest(table.q[state]), leading.first[state]
         while other >= 0:
-            before = other // n_actions
-            b = other - before * n_actions
+            pair = np.uint64(other)
+            before = pair // width
+            b = pair - before * width
             priority = abs(discounted_return(model.reward[before, b], model.discount[before, b], best) - table.q[before, b])
             if priority > learner.theta:
                 raise_to(heap, other, priority)
-            other = leading.after[other]
+            other = leading.after[pair]
         done += 1
     learner.updates[0] += done
     tick(table, error)

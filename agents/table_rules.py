@@ -1,4 +1,8 @@
-"""One-step rules over a table of action values: Q-learning, Sarsa and Expected Sarsa, and the pieces that other rules share."""
+"""One-step rules over a table of action values: Q-learning, Sarsa and Expected Sarsa, and the pieces that other rules share.
+
+States and actions are never below 0. Where they index as unsigned integers, no compiled loop asks whether they count from the
+end: a twentieth of the time of a step.
+"""
 
 from typing import NamedTuple
 
@@ -26,7 +30,7 @@ class TableLearner(NamedTuple):
 @lean
 def act(learner, obs, rng):
     """Epsilon-greedy action at obs."""
-    return epsilon_greedy(learner.q[obs], exploration(learner.schedule, learner.clock[0]), rng)
+    return epsilon_greedy(learner.q[np.uint64(obs)], exploration(learner.schedule, learner.clock[0]), rng)
 
 
 @lean
@@ -67,24 +71,24 @@ def begin(learner, obs, rng):
 @lean
 def q_learning_step(learner, reward, discount, obs, duration, rng):
     """q[s, a] += alpha * (r + discount * max_b q[s', b] - q[s, a])   (Watkins 1989; Sutton & Barto eq. 6.8)."""
-    s, a = learner.last[0], learner.last[1]
-    update(learner, s, a, q_learning_error(learner.q[s], a, reward, discount, learner.q[obs]))
+    s, a = np.uint64(learner.last[0]), np.uint64(learner.last[1])
+    update(learner, s, a, q_learning_error(learner.q[s], a, reward, discount, learner.q[np.uint64(obs)]))
     return begin(learner, obs, rng)
 
 
 @lean
 def sarsa_step(learner, reward, discount, obs, duration, rng):
     """q[s, a] += alpha * (r + discount * q[s', a'] - q[s, a])   (Rummery & Niranjan 1994; Sutton & Barto eq. 6.7)."""
-    s, a = learner.last[0], learner.last[1]
+    s, a = np.uint64(learner.last[0]), np.uint64(learner.last[1])
     action = act(learner, obs, rng)
-    update(learner, s, a, sarsa_error(learner.q[s], a, reward, discount, learner.q[obs], action))
+    update(learner, s, a, sarsa_error(learner.q[s], a, reward, discount, learner.q[np.uint64(obs)], action))
     return remember(learner, obs, action)
 
 
 @lean
 def expected_sarsa_step(learner, reward, discount, obs, duration, rng):
     """q[s, a] += alpha * (r + discount * sum_b pi(b) q[s', b] - q[s, a])   (Sutton & Barto eq. 6.9)."""
-    s, a = learner.last[0], learner.last[1]
+    s, a = np.uint64(learner.last[0]), np.uint64(learner.last[1])
     epsilon = exploration(learner.schedule, learner.clock[0])
-    update(learner, s, a, expected_sarsa_error(learner.q[s], a, reward, discount, learner.q[obs], epsilon))
+    update(learner, s, a, expected_sarsa_error(learner.q[s], a, reward, discount, learner.q[np.uint64(obs)], epsilon))
     return begin(learner, obs, rng)

@@ -1,4 +1,4 @@
-"""Loops of the n-gram model: counting, estimating, querying and drafting over a trie of reversed contexts.
+"""Loops of the n-gram model: estimating, querying and drafting over a trie of reversed contexts (counted in `ngram_counts`).
 
 Node 0 is the empty context. The child of a node by token t is the same context with t *before* it, so that a node's parent is its
 context without the oldest token: the back-off. Nodes are numbered level by level (level = length of the context). The n-grams
@@ -52,7 +52,7 @@ def _find(slots, parent, token):
 
 
 @njit(cache=True)
-def _insert(slots, parent, token, child):
+def insert(slots, parent, token, child):
     """The child of `parent` by `token`, which becomes `child` where there is none. The table must have a free slot."""
     key = _key(parent, token)
     slot = _slot(slots, key)
@@ -96,64 +96,8 @@ def build_slots(parents, tokens):
         size *= 2
     slots = np.full((size, 2), _EMPTY)
     for node in range(1, len(parents)):
-        _insert(slots, parents[node], tokens[node], node)
+        insert(slots, parents[node], tokens[node], node)
     return slots
-
-
-@njit(cache=True)
-def extend_contexts(nodes, tokens, depth, level, first, start_token):
-    """Lengthen each position's context by one token to the left.
-
-    :param nodes: (N,) node of the context of length `level` before each position, -1 where the text begins later; changed in
-        place to the nodes of length level + 1
-    :param tokens: (M,) the text
-    :param depth: (N,) number of tokens between the beginning of the text and the position
-    :param first: id of the first new node
-    :param start_token: stands before the first token of a text
-    :return: parents, tokens of the new nodes, in order of appearance
-    """
-    size = 1024
-    slots = np.full((size, 2), _EMPTY)
-    parents, labels = np.empty(size // 2, np.int32), np.empty(size // 2, np.int32)
-    count = 0
-    for i in range(len(nodes)):
-        if nodes[i] < 0:
-            continue
-        if depth[i] < level:
-            nodes[i] = -1
-            continue
-        token = np.int64(tokens[i - level - 1]) if depth[i] > level else np.int64(start_token)
-        child = _insert(slots, nodes[i], token, first + count)
-        if child == first + count:
-            parents[count], labels[count] = nodes[i], token
-            count += 1
-            if 2 * count >= size:
-                size *= 2
-                slots = np.full((size, 2), _EMPTY)
-                more_parents, more_labels = np.empty(size // 2, np.int32), np.empty(size // 2, np.int32)
-                more_parents[:count], more_labels[:count] = parents[:count], labels[:count]
-                parents, labels = more_parents, more_labels
-                for j in range(count):
-                    _insert(slots, parents[j], labels[j], first + j)
-        nodes[i] = child
-    return parents[:count].copy(), labels[:count].copy()
-
-
-@njit(cache=True)
-def runs(keys):
-    """Distinct values of sorted `keys` (N,), and how often each stands there."""
-    count = 0
-    for i in range(len(keys)):
-        if i == 0 or keys[i] != keys[i - 1]:
-            count += 1
-    values, counts = np.empty(count, np.int64), np.zeros(count, np.int64)
-    j = -1
-    for i in range(len(keys)):
-        if i == 0 or keys[i] != keys[i - 1]:
-            j += 1
-            values[j] = keys[i]
-        counts[j] += 1
-    return values, counts
 
 
 @njit(cache=True)
@@ -193,40 +137,68 @@ def adjusted_counts(parents, node_tokens, entry_start, entry_tokens, raw, longes
 
 
 @njit(cache=True)
-def estimate(parents, levels, entry_start, entry_tokens, adjusted, raw, suffix, discounts, vocab_size):
-    """Interpolated modified Kneser-Ney: p(w | c) = max(0, a(c w) - D(a)) / a(c) + gamma(c) p(w | parent of c).
-
-    The empty context interpolates with the uniform distribution. A context's entropy takes time in proportion to its own
-    n-grams: the unseen words' part is the parent's, scaled.
+def discounted(levels, entry_start, adjusted, raw, discounts, thresholds):
+    """Modified Kneser-Ney's share of each n-gram, and what is left of its context: own = (a - D(a)) / a(c), gamma(c) = what the
+    discounts and the n-grams left out took away.
 
     :param discounts: (order, 4) D by level and min(a, 3)
-    :return: probability (E,) of each n-gram; backoff (C,) gamma; top (C, 4) as in NGramTables
+    :param thresholds: (order,) n-grams of this level that stand at most so often in the text are left out
+    :return: own (E,); gamma (C,)
+    """
+    own, gamma = np.empty(len(adjusted)), np.empty(len(levels))
+    for node in range(len(levels)):
+        level = levels[node]
+        total, kept_back = 0, 0.0
+        for entry in range(entry_start[node], entry_start[node + 1]):
+            total += adjusted[entry]
+            if raw[entry] > thresholds[level]:
+                kept_back += discounts[level, min(adjusted[entry], 3)]
+            else:
+                kept_back += adjusted[entry]
+        gamma[node] = kept_back / total
+        for entry in range(entry_start[node], entry_start[node + 1]):
+            own[entry] = (adjusted[entry] - discounts[level, min(adjusted[entry], 3)]) / total
+    return own, gamma
+
+
+@njit(cache=True)
+def interpolate(entry_start, own, gamma, suffix, vocab_size):
+    """p(w | c) = own(c w) + gamma(c) p(w | c without its oldest token); the empty context interpolates with the uniform
+    distribution.
+
+    :return: probability (E,) of each n-gram
+    """
+    probability = np.empty(len(own))
+    for node in range(len(gamma)):
+        for entry in range(entry_start[node], entry_start[node + 1]):
+            below = probability[suffix[entry]] if node > 0 else 1.0 / vocab_size
+            probability[entry] = own[entry] + gamma[node] * below
+    return probability
+
+
+@njit(cache=True)
+def draft_tops(parents, entry_start, entry_tokens, raw, suffix, probability, backoff, vocab_size):
+    """What drafting asks of each context: likeliest token, its probability, entropy, count; (C, 4) as in NGramTables.
+
+    A context's entropy takes time in proportion to its own n-grams: the unseen words' part is the parent's, scaled.
     """
     n_nodes = len(parents)
-    probability, backoff = np.empty(len(adjusted)), np.empty(n_nodes)
     plogp = np.empty(n_nodes)  # sum over the vocabulary of p log p
     top = np.empty((n_nodes, 4))
     uniform = 1.0 / vocab_size
     for node in range(n_nodes):
         begin, end = entry_start[node], entry_start[node + 1]
-        total, count, kept_back = 0, 0, 0.0
-        for entry in range(begin, end):
-            total += adjusted[entry]
-            count += raw[entry]
-            kept_back += discounts[levels[node], min(adjusted[entry], 3)]
-        gamma = kept_back / total
-        backoff[node] = gamma
+        gamma = backoff[node]
         parent_plogp = plogp[parents[node]] if node > 0 else np.log(uniform)
         parent_top = top[parents[node], 0] if node > 0 else 0.0
         parent_best = top[parents[node], 1] if node > 0 else uniform
-        unseen_mass, unseen_plogp, seen_plogp = 1.0, parent_plogp, 0.0
+        unseen_mass, unseen_plogp, seen_plogp, count = 1.0, parent_plogp, 0.0, 0
         # outside its own n-grams, the likeliest word can only be the parent's: if that one is among them, it beats all unseen
         best_token, best = parent_top, gamma * parent_best
         for entry in range(begin, end):
+            count += raw[entry]
             q = probability[suffix[entry]] if node > 0 else uniform
-            a = adjusted[entry]
-            p = (a - discounts[levels[node], min(a, 3)]) / total + gamma * q
-            probability[entry] = p
+            p = probability[entry]
             unseen_mass -= q
             unseen_plogp -= q * np.log(q)
             seen_plogp += p * np.log(p)
@@ -239,7 +211,7 @@ def estimate(parents, levels, entry_start, entry_tokens, adjusted, raw, suffix, 
         else:
             plogp[node] = seen_plogp
         top[node, 0], top[node, 1], top[node, 2], top[node, 3] = best_token, best, max(0.0, -plogp[node]), float(count)
-    return probability, backoff, top
+    return top
 
 
 @njit(cache=True)

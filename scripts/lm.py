@@ -1,14 +1,18 @@
-"""`tdraft lm`: train a language model on the corpus, or evaluate one."""
+"""`tdraft lm`: train a language model on the corpus, count n-grams, evaluate either, or score sentences."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+import tyro
 
 from tdraft.models.corpus import Corpus, default_corpus, load_corpus
 from tdraft.models.language_model import LanguageModel, LMConfig
+from tdraft.models.ngram import NGram
+from tdraft.models.ngrams.smoothing import Smoothing
+from tdraft.models.ngrams.words import WordModel
 from tdraft.models.tokenizer import ByteTokenizer
 from tdraft.models.training import TrainConfig, TrainResult, bits_per_byte, train_language_model
 
@@ -35,20 +39,56 @@ class LMTrain:
 
 @dataclass(frozen=True)
 class LMEval:
-    """Bits per byte of a model on one split of the corpus."""
+    """Bits per byte of a model on one split of the corpus; for n-grams of words, their perplexity on its lines."""
 
     model: Path
-    """A model.safetensors file."""
+    """A network (.safetensors), a byte n-gram (.npz), or an n-gram of words (.arpa, .arpa.gz, .bin)."""
     corpus: Path | None = None
     """A text file or folder; by default the Python documentation and sources on this machine."""
     max_bytes: int | None = None
     """Use at most this much of the default corpus."""
-    split: Literal["train", "validation", "test"] = "test"
-    """Part of the corpus."""
+    split: Literal["train", "validation", "test", "all"] = "test"
+    """Part of the corpus; `all` takes the whole of a file as it is."""
     tokens: int = 200_000
-    """Evaluate on at most this many tokens."""
+    """Evaluate on at most this many tokens; n-grams of words take all."""
     length: int | None = None
-    """Context length; by default the model's longest."""
+    """Context length of a network; by default its longest."""
+
+
+@dataclass(frozen=True)
+class LMScore:
+    """How plausible a sentence is, word by word (bytes for models of bytes): log10 p after what stands before it."""
+
+    text: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Sentences, each in quotation marks."""
+    model: Path
+    """A network (.safetensors), a byte n-gram (.npz), or an n-gram of words (.arpa, .arpa.gz, .bin)."""
+    words: bool = True
+    """Print a line for each word or byte, not only the sums."""
+
+
+@dataclass(frozen=True)
+class LMNGram:
+    """Count and smooth n-grams of words (or bytes) of a text."""
+
+    output: Path
+    """.arpa or .arpa.gz (other tools read it), .bin (mapped into memory), or .npz: modified Kneser-Ney of bytes, a drafter."""
+    corpus: Path | None = None
+    """A text file, each line a sentence; by default the training split of the Python documentation on this machine."""
+    order: int = 5
+    """Length of the longest n-grams."""
+    smoothing: Smoothing = "kneser-ney"
+    """How counts become probabilities."""
+    k: float = 1.0
+    """Of add-k."""
+    prune: tuple[int, ...] = ()
+    """By length, n-grams that stand at most so often are left out; `0 0 1`: those of three words and more that stand once."""
+    min_count: int = 1
+    """Words that stand less often are <unk>."""
+
+
+class ScoreError(ValueError):
+    """A model or a text that cannot be scored."""
 
 
 def train(config: LMTrain) -> TrainResult:
@@ -70,17 +110,110 @@ def train(config: LMTrain) -> TrainResult:
 
 def evaluate(config: LMEval) -> float:
     """Run `tdraft lm eval`."""
-    model = LanguageModel.load(config.model)
-    corpus = _corpus(config.corpus, config.max_bytes)
-    tokens = _tokens(getattr(corpus, config.split))[: config.tokens]
-    bits = bits_per_byte(model, tokens, length=config.length)
-    print(f"{bits:.4f} bits per byte on {len(tokens):,} {config.split} bytes of {corpus.name}, model {model.fingerprint}")
+    model = _load(config.model)
+    text, name = _split(config)
+    if isinstance(model, WordModel):
+        found = model.perplexity(line for line in text.decode(errors="surrogateescape").split("\n") if line.strip())
+        print(
+            f"perplexity {found.with_unknown:.4f} with unknown words, {found.without_unknown:.4f} without, on {found.tokens:,} "
+            f"words ({found.unknown:,} unknown; {found.sentences:,} lines, whose ends count) of {name}"
+        )
+        return found.with_unknown
+    tokens = _tokens(text)[: config.tokens]
+    bits = model.bits_per_token(tokens) if isinstance(model, NGram) else bits_per_byte(model, tokens, length=config.length)
+    print(f"{bits:.4f} bits per byte on {len(tokens):,} bytes of {name}, model {model.fingerprint}")
     return bits
+
+
+def ngram(config: LMNGram) -> None:
+    """Run `tdraft lm ngram`."""
+    if config.corpus is None:
+        text = default_corpus().train
+    else:
+        text = _read(config.corpus)
+    if config.output.suffix == ".npz":
+        if config.smoothing != "kneser-ney" or config.prune or config.min_count != 1:
+            raise ScoreError(
+                ".npz holds modified Kneser-Ney of bytes, without prune and min_count; give .arpa or .bin for others"
+            )
+        model = NGram.fit(_tokens(text), config.order)
+    else:
+        lines = (line for line in text.decode(errors="surrogateescape").split("\n") if line.strip())
+        model = WordModel.fit(
+            lines, config.order, config.smoothing, k=config.k, prune=config.prune, min_count=config.min_count
+        )  # fmt: skip
+    model.save(config.output)
+    print(f"{model!r} in {config.output}")
+
+
+def score(config: LMScore) -> None:
+    """Run `tdraft lm score`."""
+    model = _load(config.model)
+    if not config.text:
+        raise ScoreError('nothing to score; give a sentence in quotation marks: tdraft lm score "a sentence" --model FILE')
+    for text in config.text:
+        if isinstance(model, WordModel):
+            found = model.score(text)
+            pieces, log10, unit = found.words, found.log10, "word"
+            notes = ["unknown" if u else f"{m}-gram" for u, m in zip(found.unknown, found.matched)]
+        else:
+            tokens = _tokens(text)
+            if not len(tokens):
+                raise ScoreError("an empty text has no bytes to score; give a sentence")
+            log10 = np.log10(model.probabilities(tokens)) if isinstance(model, NGram) else _log10(model, tokens)
+            pieces, unit = [repr(bytes([t]))[2:-1] for t in tokens.tolist()], "byte"
+            notes = [""] * len(pieces)
+        if config.words:
+            for piece, p, note in zip(pieces, log10, notes):
+                print(f"{p:9.4f}  {piece}  {note}".rstrip())
+        unknown = sum(note == "unknown" for note in notes)
+        print(
+            f"{log10.sum():9.4f}  log10 p of {text!r}; {log10.mean():.4f} a {unit}, perplexity {10 ** -log10.mean():.4g}"
+            + (f", {unknown} unknown" if unit == "word" else "")
+        )
+
+
+def _log10(model: LanguageModel, tokens: np.ndarray) -> np.ndarray:
+    """log10 p of each byte after those before it; the first, of which a network says nothing, is taken as one of 256."""
+    longest = model.config.max_length
+    if len(tokens) > longest:
+        raise ScoreError(f"the text has {len(tokens)} bytes, the model reads {longest} at most; give a shorter one")
+    with torch.inference_mode():
+        logits, _ = model(torch.from_numpy(tokens[None]))
+    p = torch.log_softmax(logits[0, :-1].double(), -1).gather(1, torch.from_numpy(tokens[1:, None]))[:, 0]
+    return np.concatenate([[-np.log10(256)], p.numpy() / np.log(10)])
+
+
+def _load(path: Path) -> LanguageModel | NGram | WordModel:
+    if path.suffix == ".npz":
+        return NGram.load(path)
+    if path.suffix == ".safetensors":
+        return LanguageModel.load(path)
+    if path.name.endswith((".arpa", ".arpa.gz", ".bin")):
+        return WordModel.load(path)
+    raise ScoreError(f"{path} is no language model: give .safetensors, .npz, .arpa, .arpa.gz or .bin")
+
+
+def _split(config: LMEval) -> tuple[bytes, str]:
+    """The text to evaluate on, and its name."""
+    if config.split == "all":
+        if config.corpus is None:
+            raise ScoreError("--split all takes a file: give it as --corpus")
+        return _read(config.corpus), config.corpus.name
+    corpus = _corpus(config.corpus, config.max_bytes)
+    return getattr(corpus, config.split), f"the {config.split} split of {corpus.name}"
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ScoreError(f"{path} cannot be read ({error.strerror}); give a text file") from None
 
 
 def _corpus(path: Path | None, max_bytes: int | None) -> Corpus:
     return default_corpus(max_bytes) if path is None else load_corpus(path)
 
 
-def _tokens(text: bytes) -> np.ndarray:
+def _tokens(text: bytes | str) -> np.ndarray:
     return ByteTokenizer().encode(text)

@@ -25,7 +25,12 @@ COMMANDS = {
 # Modules that keep their dataclasses and functions plain: subcommand -> (dataclass, function) or (dataclass, function, module
 # of its own); "" where there is no subcommand.
 SUBCOMMANDS: dict[str, dict[str, tuple[str, ...]]] = {
-    "lm": {"train": ("LMTrain", "train"), "eval": ("LMEval", "evaluate")},
+    "lm": {
+        "train": ("LMTrain", "train"),
+        "ngram": ("LMNGram", "ngram"),
+        "eval": ("LMEval", "evaluate"),
+        "score": ("LMScore", "score"),
+    },
     "trace": {"": ("RecordTrace", "run")},
     "policies": {
         "trace": ("TraceTable", "trace"),
@@ -40,7 +45,11 @@ SUBCOMMANDS: dict[str, dict[str, tuple[str, ...]]] = {
         "env": ("Bench", "env"),
         "tabular": ("TabularBench", "tabular", "tdraft.scripts.bench_tabular"),
         "linear": ("LinearBench", "linear", "tdraft.scripts.bench_linear"),
+        "decode": ("DecodeBench", "decode", "tdraft.scripts.bench_decode"),
+        "ngram": ("NGramBench", "ngram", "tdraft.scripts.bench_ngram"),
         "backbones": ("BackboneBench", "run", "tdraft.scripts.bench_backbones"),
+        "hippo": ("HippoBench", "hippo", "tdraft.scripts.bench_hippo"),
+        "scan": ("ScanBench", "run", "tdraft.scripts.bench_scan"),
     },
     "reproduce": {"": ("Reproduce", "run")},
 }

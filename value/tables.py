@@ -11,10 +11,11 @@ def greedy(q, rng):
     """Index of the largest entry of q (A,), ties broken uniformly at random (one draw, only where there is a tie)."""
     best, action, ties = q[0], 0, 1
     for a in range(1, len(q)):
-        if q[a] > best:
-            best, action, ties = q[a], a, 1
-        elif q[a] == best:
-            ties += 1
+        value = q[a]
+        if value >= best:  # one branch to foretell in place of two
+            ties = 1 if value > best else ties + 1
+            action = a if value > best else action
+            best = value
     if ties > 1:
         skip = randint(rng, ties)
         for a in range(action, len(q)):

@@ -9,8 +9,27 @@ from .transformer import KVState, Transformer
 
 if TYPE_CHECKING:
     from .gru import GRU as GRU
+    from .lru import LRU as LRU
+    from .mamba import Mamba as Mamba
+    from .mamba2 import Mamba2 as Mamba2
+    from .retnet import RetNet as RetNet
+    from .rwkv4 import RWKV4 as RWKV4
+    from .rwkv7 import RWKV7 as RWKV7
+    from .s4 import S4 as S4
+    from .s4d import S4D as S4D
 
-BACKBONES = {"gru": "GRU", "transformer": "Transformer"}
+BACKBONES = {
+    "gru": "GRU",
+    "lru": "LRU",
+    "mamba": "Mamba",
+    "mamba-2": "Mamba2",
+    "rwkv-4": "RWKV4",
+    "rwkv-7": "RWKV7",
+    "s4": "S4",
+    "s4d": "S4D",
+    "retnet": "RetNet",
+    "transformer": "Transformer",
+}
 """The families that `make_backbone` knows, and their classes; the module of a class has the family's name."""
 
 __all__ = ["BACKBONES", "Backbone", "ContextOverflow", "KVState", "State", "Transformer", "make_backbone"]

@@ -3,13 +3,13 @@
     x <- x + Attention(norm(x)),   x <- x + SwiGLU(norm(x))
 
 RoPE (Su et al. 2021, arXiv 2104.09864), RMSNorm (Zhang & Sennrich 2019, arXiv 1910.07467), SwiGLU (Shazeer 2020, arXiv
-2002.05202), no biases. The norms inside carry no gain of their own: the matrix that follows has that freedom.
+2002.05202), grouped queries (Ainslie et al. 2023, arXiv 2305.13245), a sliding window (Beltagy et al. 2020, arXiv 2004.05150), no
+biases. The norms inside carry no gain of their own: the matrix that follows has that freedom.
 
-B batch   T new inputs   S inputs in the cache   D model width   H heads   C width of a head   F hidden width
+B batch   T new inputs   S inputs in the cache   D model width   H heads   K heads of keys and values   G queries of each, H / K
+C width of a head   F hidden width
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,121 +17,92 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Backbone, ContextOverflow, State, check_inputs, check_parents
-
-
-@dataclass(frozen=True, eq=False)
-class KVState(State):
-    """Keys and values of every layer; `at`, `path` and `select` are slices of them."""
-
-    kv: tuple[Tensor, ...]  # a layer each (B, S, 2, H, C); rotated keys, values
-    new: int = 0  # how many of the S the last call brought
-    start: Tensor | None = None  # (B, new + 1) first cache entry in sight, before and after each new input; None = all are
-    parents: np.ndarray | None = None  # (new,) when the new inputs are a tree
-
-    @property
-    def batch_size(self) -> int:
-        return self.kv[0].shape[0]
-
-    @property
-    def length(self) -> int:
-        size = self.kv[0].shape[1]
-        return size if self.start is None else size - int(self.start[:, -1].min())
-
-    def at(self, t: int) -> "KVState":
-        if not 0 <= t <= self.new:
-            raise ValueError(f"t must be in 0..{self.new}, the inputs of the call that made this state, got {t}")
-        if t and self.parents is not None:
-            nodes = [t - 1]
-            while (parent := self.parents[nodes[-1]]) >= 0:
-                nodes.append(int(parent))
-            return self.path(nodes[::-1])
-        if t == self.new:
-            return self
-        size = self.kv[0].shape[1] - self.new + t
-        start = None if self.start is None else self.start[:, : t + 1]
-        return KVState(tuple(kv[:, :size] for kv in self.kv), t, start)
-
-    def path(self, nodes: Sequence[int] | np.ndarray | Tensor) -> "KVState":
-        nodes = np.asarray(nodes, dtype=np.int64).reshape(-1)
-        parents = np.arange(-1, self.new - 1) if self.parents is None else self.parents
-        if nodes.size and (nodes.min() < 0 or nodes.max() >= self.new):
-            raise ValueError(f"nodes must be in 0..{self.new - 1}, got {nodes.tolist()}")
-        if not np.array_equal(parents[nodes], np.concatenate(([-1], nodes))[: nodes.size]):
-            raise ValueError(f"nodes {nodes.tolist()} are not a path from the root, their parents are {parents[nodes].tolist()}")
-        if np.array_equal(nodes, np.arange(nodes.size)):  # the first inputs in their order: no copy
-            return replace(self, parents=None).at(nodes.size)
-        old = self.kv[0].shape[1] - self.new
-        index = torch.from_numpy(np.concatenate((np.arange(old), old + nodes))).to(self.kv[0].device)
-        start = None if self.start is None else self.start[:, : nodes.size + 1]  # a tree has no resets: all alike
-        return KVState(tuple(kv.index_select(1, index) for kv in self.kv), nodes.size, start)
-
-    def select(self, index: Sequence[int] | np.ndarray | Tensor) -> "KVState":
-        index = torch.as_tensor(index, dtype=torch.int64, device=self.kv[0].device)
-        kv = tuple(kv.index_select(0, index) for kv in self.kv)
-        return replace(self, kv=kv, start=None if self.start is None else self.start.index_select(0, index))
+from .attention import AttentionBackbone, Extend, attend
+from .attention import ancestors as ancestors
+from .base import check_inputs
+from .kv_cache import KVState, grow
 
 
 class Block(nn.Module):
     """Attention and SwiGLU on the residual stream, which is (B * T, D) here: fewer views at T = 1."""
 
-    def __init__(self, d_model: int, n_heads: int, d_hidden: int):
+    def __init__(self, d_model: int, n_heads: int, n_kv_heads: int, d_hidden: int, norm_eps: float | None):
         super().__init__()
-        self.n_heads = n_heads
-        self.qkv = nn.Parameter(torch.empty(3 * d_model, d_model))
-        self.out = nn.Parameter(torch.empty(d_model, d_model))
+        self.n_kv_heads, self.groups, self.norm_eps = n_kv_heads, n_heads // n_kv_heads, norm_eps
+        d_kv = d_model // self.groups
+        self.qkv = nn.Parameter(torch.empty(d_model + 2 * d_kv, d_model))  # rows (G + 2, K, C): queries, keys, values
+        self.out = nn.Parameter(torch.empty(d_model, d_model))  # columns (G, K, C)
         self.gate_up = nn.Parameter(torch.empty(2 * d_hidden, d_model))
         self.down = nn.Parameter(torch.empty(d_model, d_hidden))
 
-    def forward(self, x: Tensor, past: Tensor | None, rope: Tensor, mask: Tensor | None, shape: tuple[int, int]):
-        """x (B * T, D), past (B, S, 2, H, C), rope (T or B, T, 3, 1, C / 2), mask (T or B, 1, T, S + T) -> x, kv."""
+    def forward(self, x: Tensor, extend: Extend, rope: Tensor, mask: Tensor | None, shape: tuple[int, int]):
+        """x (B * T, D), rope (T or B, T, G + 2, 1, C / 2), mask (G * T or B, 1, G * T, S + T) -> x, kv (B, S + T, 2, K, C)."""
         B, T = shape
-        D, H = x.shape[1], self.n_heads
-        qkv = F.linear(rms_norm(x), self.qkv).to(x.dtype).view(B, T, 3, H, D // H // 2, 2)
-        qkv = torch.view_as_real(torch.view_as_complex(qkv) * rope).view(B, T, 3, H, D // H)  # values are turned by 1
-        q, kv = qkv[:, :, 0], qkv[:, :, 1:]
-        if past is not None:
-            kv = torch.cat((past, kv), dim=1)  # (B, S + T, 2, H, C)
-        k, v = kv.unbind(2)
-        y = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, is_causal=mask is None and T > 1
-        )  # (B, H, T, C)
-        x = x + F.linear(y.transpose(1, 2).reshape(B * T, D), self.out)
-        gate, up = F.linear(rms_norm(x), self.gate_up).chunk(2, dim=1)
+        G, K = self.groups, self.n_kv_heads
+        C = x.shape[1] // (G * K)
+        precise = torch.promote_types(x.dtype, torch.float32)  # for complex numbers
+        qkv = F.linear(rms_norm(x, self.norm_eps), self.qkv).to(precise).view(B, T, G + 2, K, C // 2, 2)
+        qkv = torch.view_as_real(torch.view_as_complex(qkv) * rope).view(B, T, G + 2, K, C)  # values are turned by 1
+        qkv = qkv.to(x.dtype)
+        kv = extend(qkv[:, :, G:])
+        x = x + F.linear(attend(qkv[:, :, :G], kv, mask), self.out)
+        gate, up = F.linear(rms_norm(x, self.norm_eps), self.gate_up).chunk(2, dim=1)
         return x + F.linear(F.silu(gate) * up, self.down), kv
 
 
-class Transformer(Backbone):
+class Transformer(AttentionBackbone):
     """A stack of blocks and a last norm.
 
     :param d_model: width D
     :param n_layers: blocks
-    :param n_heads: heads H; D / H must be even (RoPE turns pairs)
-    :param max_length: longest context, in inputs since the last reset
+    :param n_heads: heads H; D / H must be even (RoPE turns pairs); by default as many of a width of 32 or more as D allows
+    :param max_length: longest context, in inputs since the last reset; with a window it bounds nothing
     :param d_hidden: width of the SwiGLU, by default 8/3 D rounded up to a multiple of 32
     :param generator: of the initial weights; by default torch's global one
+    :param n_kv_heads: heads of keys and values K, which H / K queries share; by default H
+    :param window: inputs that an input sees, itself included: the cache keeps no more; None sees all
+    :param rope_base: the angles of RoPE are position * rope_base^(-2i / C)
+    :param norm_eps: norms divide by sqrt(mean(x^2) + norm_eps), as Llama's; None: by sqrt(mean(x^2)) + 1e-6
+
+    Set `fused` to True for decoding steps (T = B = 1, float32, CPU, no gradients) by a compiled kernel, 2 to 3 times faster. They
+    round differently from calls with T > 1, so that a text verified in blocks may come to differ from one decoded step by step
+    where two tokens are equally likely to the last digits.
     """
 
     def __init__(
         self,
         d_model: int,
         n_layers: int,
-        n_heads: int,
-        max_length: int,
+        n_heads: int | None = None,
+        max_length: int = 4096,
         d_hidden: int | None = None,
         generator: torch.Generator | None = None,
+        *,
+        n_kv_heads: int | None = None,
+        window: int | None = None,
+        rope_base: float = 10000.0,
+        norm_eps: float | None = None,
     ):
-        super().__init__()
+        n_heads = default_heads(d_model) if n_heads is None else n_heads
+        n_kv_heads = n_heads if n_kv_heads is None else n_kv_heads
         if min(d_model, n_layers, n_heads, max_length) < 1 or d_model % (2 * n_heads):
             raise ValueError(
                 f"d_model / n_heads must be a positive even number, n_layers and max_length positive, "
                 f"got d_model={d_model}, n_heads={n_heads}, n_layers={n_layers}, max_length={max_length}"
             )
-        self.d_model, self.n_heads, self.max_length = d_model, n_heads, max_length
+        if n_kv_heads < 1 or n_heads % n_kv_heads:
+            raise ValueError(f"n_kv_heads must divide n_heads={n_heads}, got {n_kv_heads}")
+        if window is not None and window < 1:
+            raise ValueError(f"window must be positive, got {window}")
         d_hidden = -(-8 * d_model // 3 // 32) * 32 if d_hidden is None else d_hidden
-        self.blocks = nn.ModuleList(Block(d_model, n_heads, d_hidden) for _ in range(n_layers))
-        self.gain = nn.Parameter(torch.ones(d_model))
+        blocks = [Block(d_model, n_heads, n_kv_heads, d_hidden, norm_eps) for _ in range(n_layers)]
+        super().__init__(d_model, blocks, n_kv_heads, n_heads // n_kv_heads, d_model // n_heads, max_length, window)
+        self.n_heads, self.d_hidden, self.rope_base, self.norm_eps = n_heads, d_hidden, rope_base, norm_eps
+        self.fused = False
+        self._found: list[int] = []
+        self._table = np.empty((0, 4), np.int64)
         self._rope: Tensor | None = None
+        self._scratch = 2 * d_model + max(2 * (d_model + n_kv_heads * self.d_head), 3 * d_hidden)
         self._initialise(generator)
 
     def _initialise(self, generator: torch.Generator | None) -> None:
@@ -140,121 +111,84 @@ class Transformer(Backbone):
             joins = name.endswith(("out", "down"))
             nn.init.normal_(weight, std=self.d_model**-0.5 / (2 * len(self.blocks)) ** (0.5 * joins), generator=generator)
 
-    def initial_state(self, batch_size: int) -> KVState:
-        empty = self.gain.new_empty(batch_size, 0, 2, self.n_heads, self.d_model // self.n_heads)
-        return KVState((empty.detach(),) * len(self.blocks))
-
     def forward(
         self, x: Tensor, state: KVState | None = None, *, reset: Tensor | None = None, parents: Any = None
     ) -> tuple[Tensor, KVState]:
-        check_inputs(x, self.d_model, state, reset)
-        B, T, D = x.shape
-        tree = None if parents is None else self._check_tree(parents, T, state, reset)
-        past, before = (None, None) if state is None else _drop_forgotten(state)
-        S = 0 if past is None else past[0].shape[1]
-        mask, start = None, None
-        if reset is None and before is None:
-            depth = T if tree is None else int(tree[1].max()) + 1
-            self._check_length(S, depth)
-            rope = self._rotation()[S : S + T] if tree is None else self._rotation()[S + torch.from_numpy(tree[1])]
-            if T > 1 and (S or tree):
-                mask = _additive(_visible(S, T, tree).to(x.device), x.dtype)
-        else:
-            before = torch.zeros(B, 1, dtype=torch.int64, device=x.device) if before is None else before[:, -1:]
-            start = _starts(before, reset, S, T)  # (B, T + 1)
-            ahead = torch.arange(T) if tree is None else torch.from_numpy(tree[1])
-            position = S + ahead.to(x.device) - start[:, 1:]  # (B, T)
-            self._check_length(int(position.max()), 1)
-            rope = self._rotation()[position]
-            in_sight = torch.arange(S + T, device=x.device) >= start[:, 1:, None]  # (B, T, S + T)
-            mask = _additive((in_sight & _visible(S, T, tree).to(x.device)).unsqueeze(1), x.dtype)
-        new, x = [], x.reshape(B * T, D)
-        for i, block in enumerate(self.blocks):
-            x, kv = block(x, past[i] if past is not None and S else None, rope, mask, (B, T))
-            new.append(kv)
-        y = (rms_norm(x) * self.gain).view(B, T, D)
-        return y, KVState(tuple(new), T, start, None if tree is None else tree[0])
+        if self.fused and reset is None and parents is None and self._can_step(x, state):
+            return self._step(x, state)
+        return super().forward(x, state, reset=reset, parents=parents)
 
-    def _check_tree(self, parents: Any, T: int, state: KVState | None, reset: Tensor | None):
-        """(parents, depths), or None where the tree is one chain, the ordinary case."""
-        array = check_parents(parents, T)
-        if reset is not None:
-            raise ValueError("reset and parents cannot be given in one call: a tree of drafts lies within one sequence")
-        if np.array_equal(array, np.arange(-1, T - 1)):
-            return None
-        depth = np.zeros(T, dtype=np.int64)
-        for i, parent in enumerate(array.tolist()):
-            if parent >= 0:
-                depth[i] = depth[parent] + 1
-        return array, depth
+    def _can_step(self, x: Tensor, state: KVState | None) -> bool:
+        plain = x.shape == (1, 1, self.d_model) and x.dtype == self.gain.dtype == torch.float32 and x.device.type == "cpu"
+        quiet = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+        return plain and quiet and (state is None or (isinstance(getattr(state, "start", None), int) and state.batch_size == 1))
 
-    def _check_length(self, old: int, new: int) -> None:
-        if old + new > self.max_length:
-            raise ContextOverflow(
-                f"{old} inputs in the state and {new} new ones exceed the context of {self.max_length}; "
-                "use a larger max_length or start from a shorter state"
-            )
+    def _step(self, x: Tensor, state: KVState | None) -> tuple[Tensor, KVState]:
+        """`forward` of one input of one sequence by the fused kernel."""
+        from tdraft.kernels.transformer_step import transformer_step
 
-    def _rotation(self) -> Tensor:
-        """(max_length, 3, 1, C / 2) complex: exp(i * position * theta) for queries and keys, 1 for values."""
+        state = self.initial_state(1) if state is None else state
+        self._check_state(state)
+        check_inputs(x, self.d_model, state, None)
+        past, start = state.in_sight(self.window)
+        S = past[0].shape[1]
+        assert isinstance(start, int)
+        self._check_length(S - start, 1)
+        claim, kv = grow(past, state.claim, 1)
+        turn = self._rotation(slice(S - start, S - start + 1))[0, 0, 0].numpy().view(np.float32)
+        floor, eps = (1e-6, 0.0) if self.norm_eps is None else (0.0, self.norm_eps)
+        y, scratch = x.detach().numpy().flatten(), np.empty(S + 1 + self._scratch, np.float32)
+        transformer_step(
+            *(self._places(), claim.room.array, claim.end - S - 1, claim.end, turn),
+            *(self.gain.detach().numpy(), np.float32(floor), np.float32(eps), self.d_hidden, y, scratch),
+        )
+        return torch.from_numpy(y).view(1, 1, self.d_model), KVState(state.family, kv, 1, start, None, claim)
+
+    def _places(self) -> np.ndarray:
+        """(L, 4) where the weights stand in memory, looked up at each step: they may have been moved or replaced."""
+        weights = [weight for block in self.blocks for weight in block._parameters.values() if weight is not None]
+        found = [weight.data_ptr() for weight in weights]
+        if found != self._found:
+            if any(weight.dtype != torch.float32 or not weight.is_contiguous() for weight in weights):
+                raise ValueError("the fused step needs contiguous float32 weights; set fused to False")
+            self._found, self._table = found, np.array(found).reshape(-1, 4)
+        return self._table
+
+    def begin(self, x: Tensor, position: slice | Tensor) -> tuple[Tensor, Tensor]:
+        return x, self._rotation(position)
+
+    def finish(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.norm_eps) * self.gain
+
+    def _rotation(self, position: slice | Tensor) -> Tensor:
+        """(T or B, T, G + 2, 1, C / 2) complex: exp(i * position * theta) for queries and keys, 1 for values."""
         dtype = torch.promote_types(self.gain.dtype, torch.complex64)
         if self._rope is None or self._rope.dtype != dtype or self._rope.device != self.gain.device:
-            half = self.d_model // self.n_heads // 2
             with torch.inference_mode(False):  # else the table could never serve in training
-                angle = torch.outer(
-                    torch.arange(self.max_length, dtype=torch.float64),
-                    10000.0 ** (-torch.arange(half, dtype=torch.float64) / half),
-                )
-                turn = torch.polar(torch.ones_like(angle), angle)[:, None, None]
-                table = torch.cat((turn, turn, torch.ones_like(turn)), dim=1)
-                self._rope = table.to(device=self.gain.device, dtype=dtype)
-        return self._rope
+                self._rope = self._turns(torch.arange(self.max_length)).to(device=self.gain.device, dtype=dtype)
+        if self.window is not None:  # the only one that may go on past the table
+            last = position.stop - 1 if isinstance(position, slice) else int(position.max())
+            if last >= self.max_length:
+                position = torch.arange(position.start, position.stop) if isinstance(position, slice) else position.cpu()
+                return self._turns(position).to(device=self.gain.device, dtype=dtype)
+        return self._rope[position]
+
+    def _turns(self, position: Tensor) -> Tensor:
+        half = self.d_head // 2
+        theta = self.rope_base ** (-torch.arange(half, dtype=torch.float64) / half)
+        angle = position.to(torch.float64)[..., None] * theta
+        turn = torch.polar(torch.ones_like(angle), angle)[..., None, None, :]
+        return torch.cat((*(turn,) * (self.groups + 1), torch.ones_like(turn)), dim=-3)
 
 
-def rms_norm(x: Tensor) -> Tensor:
-    """x / (rms(x) + eps) along the last axis; four small operations, a third of the time of F.rms_norm at T = 1."""
+def rms_norm(x: Tensor, eps: float | None = None) -> Tensor:
+    """x / (rms(x) + 1e-6) along the last axis, or x / sqrt(rms(x)^2 + eps); a third of the time of F.rms_norm at T = 1."""
     scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True) * x.shape[-1] ** -0.5
-    return x / (scale + 1e-6)
+    if eps is None:
+        return x / (scale + 1e-6)
+    return x * (scale.square() + eps).rsqrt()
 
 
-def ancestors(parents: np.ndarray) -> np.ndarray:
-    """(T, T) bool: entry (i, j) says that j is i or an ancestor of i."""
-    mask = np.zeros((len(parents), len(parents)), dtype=bool)
-    for i, parent in enumerate(parents.tolist()):
-        if parent >= 0:
-            mask[i] = mask[parent]
-        mask[i, i] = True
-    return mask
-
-
-def _visible(S: int, T: int, tree: tuple[np.ndarray, np.ndarray] | None) -> Tensor:
-    """(T, S + T) bool: all of the cache, and of the new inputs the ancestors (without a tree: the earlier ones)."""
-    mask = torch.ones(T, S + T, dtype=torch.bool)
-    if tree is None:
-        return mask.tril_(S)
-    mask[:, S:] = torch.from_numpy(ancestors(tree[0]))
-    return mask
-
-
-def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where visible, -inf where not: made once, where a bool mask would be turned into this in every layer."""
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, float("-inf"))
-
-
-def _starts(before: Tensor, reset: Tensor | None, S: int, T: int) -> Tensor:
-    """(B, T + 1) first cache entry in sight before and after each input; a reset at t moves it to S + t for good."""
-    if reset is None:
-        return before.expand(-1, T + 1)
-    here = torch.where(reset, S + torch.arange(T, device=reset.device), 0)
-    return torch.cat((before, here), dim=1).cummax(dim=1).values
-
-
-def _drop_forgotten(state: KVState) -> tuple[tuple[Tensor, ...], Tensor | None]:
-    """The cache without the entries that no row can see any more, and `start` moved with it."""
-    if state.parents is not None:
-        raise ValueError("state is that of a whole tree; pick a branch with state.path(nodes) or state.at(t) first")
-    if state.start is None:
-        return state.kv, None
-    last = state.start[:, -1]
-    drop = int(last.min())
-    return tuple(kv[:, drop:] for kv in state.kv), None if bool((last == drop).all()) else state.start - drop
+def default_heads(d_model: int) -> int:
+    """As many heads as have a width that is even and at least 32, or one."""
+    return next((h for h in range(max(d_model, 0) // 32, 1, -1) if d_model % (2 * h) == 0), 1)

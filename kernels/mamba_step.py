@@ -1,0 +1,252 @@
+"""A few inputs of one sequence through a stack of Mamba layers in float32, in little more time than its weights take to read.
+
+The equations are those of `models/backbones/mamba.py`. Weights are read where they lie, by address, so that an update is
+seen at the next step.
+
+D model width   W channels   N states a channel   K width of the convolution   R rank of dt   L layers
+"""
+
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from .selective_scan_numba import LOG2_E, _lean, _sums, exp2_of, scratch
+
+WEIGHTS = ("norm", "in_proj", "conv", "conv_bias", "x_proj", "dt_proj", "dt_bias", "A_log", "D", "out_proj")
+"""A layer's arrays in the order of its addresses: (D), (2 W, D), (W, K), (W), (R + 2 N, W), (W, R), (W), (N, W), (W), (D, W)."""
+
+_carray: Any = numba.carray  # pyright: ignore[reportPrivateImportUsage]
+_exp2 = exp2_of("float32")
+_F = np.float32
+_ZERO, _ONE, _TWO, _LOG2_E = _F(0.0), _F(1.0), _F(2.0), _F(LOG2_E)
+_S1, _S2, _S3, _S4, _S5, _S6, _S7, _S8 = (_F(1 / (2 * k + 1)) for k in range(1, 9))
+
+
+@intrinsic
+def _pointer(typing_context, address):
+    def codegen(context, builder, signature, args):
+        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(types.float32)(address), codegen
+
+
+@intrinsic
+def _fetch(typing_context, array, place):
+    """Ask for the line of the cache in which an array's entry lies (counted in the memory's order), which need not exist."""
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        byte, number = ir.IntType(8), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte.as_pointer(), number, number, number])
+        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        address = builder.bitcast(builder.gep(data, [args[1]]), byte.as_pointer())
+        builder.call(prefetch, [address, number(0), number(2), number(1)])  # to read, into the nearest cache, data
+        return context.get_dummy_value()
+
+    return types.none(array, types.int64), codegen
+
+
+@njit(nogil=True)
+def _array(address, shape):
+    return _carray(_pointer(address), shape)  # pyright: ignore[reportCallIssue]
+
+
+@_lean
+def _sigmoid(x):
+    return _ONE / (_ONE + _exp2(-_LOG2_E * x))
+
+
+@_lean
+def _softplus(x):
+    """log(1 + e^x) = max(x, 0) + 2 artanh(s), s = e / (2 + e), e = e^-|x|: nine terms of the series, as s <= 1/3."""
+    e = _exp2(-_LOG2_E * abs(x))
+    s = e / (_TWO + e)
+    q = s * s
+    series = _ONE + q * (_S1 + q * (_S2 + q * (_S3 + q * (_S4 + q * (_S5 + q * (_S6 + q * (_S7 + q * _S8)))))))
+    return max(x, _ZERO) + _TWO * s * series
+
+
+@_sums
+def _four_by_one(row0, row1, row2, row3, x, out):
+    y0, y1, y2, y3 = _ZERO, _ZERO, _ZERO, _ZERO
+    for j in range(len(row0)):
+        y0 += row0[j] * x[j]
+        y1 += row1[j] * x[j]
+        y2 += row2[j] * x[j]
+        y3 += row3[j] * x[j]
+    out[0], out[1], out[2], out[3] = y0, y1, y2, y3
+
+
+@_sums
+def _four_by_four(row0, row1, row2, row3, x0, x1, x2, x3, out):
+    """Sixteen sums at once: eight loads of the cache for sixteen products."""
+    y00, y01, y02, y03 = _ZERO, _ZERO, _ZERO, _ZERO
+    y10, y11, y12, y13 = _ZERO, _ZERO, _ZERO, _ZERO
+    y20, y21, y22, y23 = _ZERO, _ZERO, _ZERO, _ZERO
+    y30, y31, y32, y33 = _ZERO, _ZERO, _ZERO, _ZERO
+    for j in range(len(row0)):
+        y00 += row0[j] * x0[j]
+        y01 += row0[j] * x1[j]
+        y02 += row0[j] * x2[j]
+        y03 += row0[j] * x3[j]
+        y10 += row1[j] * x0[j]
+        y11 += row1[j] * x1[j]
+        y12 += row1[j] * x2[j]
+        y13 += row1[j] * x3[j]
+        y20 += row2[j] * x0[j]
+        y21 += row2[j] * x1[j]
+        y22 += row2[j] * x2[j]
+        y23 += row2[j] * x3[j]
+        y30 += row3[j] * x0[j]
+        y31 += row3[j] * x1[j]
+        y32 += row3[j] * x2[j]
+        y33 += row3[j] * x3[j]
+    out[0, 0], out[0, 1], out[0, 2], out[0, 3] = y00, y10, y20, y30
+    out[1, 0], out[1, 1], out[1, 2], out[1, 3] = y01, y11, y21, y31
+    out[2, 0], out[2, 1], out[2, 2], out[2, 3] = y02, y12, y22, y32
+    out[3, 0], out[3, 1], out[3, 2], out[3, 3] = y03, y13, y23, y33
+
+
+@_sums
+def _dot(row, x):
+    y = _ZERO
+    for j in range(len(row)):
+        y += row[j] * x[j]
+    return y
+
+
+@_lean
+def _multiply(matrix, x, out):
+    """out (T, rows) = x (T, columns) @ matrix^T; four rows at a time are read once for all inputs, while the next are on their way."""
+    (T, rows), columns = out.shape, matrix.shape[1]
+    share = columns * 4 // max(T // 4, 1)  # of the next four rows, to be fetched before each four inputs
+    for i in range(0, rows - 3, 4):
+        t, ahead = 0, (i + 4) * columns
+        while t + 4 <= T:
+            for j in range(ahead, ahead + share, 16):
+                _fetch(matrix, j)
+            ahead += share
+            row0, row1, row2, row3 = matrix[i], matrix[i + 1], matrix[i + 2], matrix[i + 3]
+            _four_by_four(row0, row1, row2, row3, x[t], x[t + 1], x[t + 2], x[t + 3], out[t : t + 4, i : i + 4])
+            t += 4
+        while t < T:
+            _four_by_one(matrix[i], matrix[i + 1], matrix[i + 2], matrix[i + 3], x[t], out[t, i : i + 4])
+            t += 1
+    for i in range(rows // 4 * 4, rows):
+        for t in range(T):
+            out[t, i] = _dot(matrix[i], x[t])
+
+
+@_sums
+def _rms_norm(x, gain, eps, out):
+    total = _ZERO
+    for d in range(len(x)):
+        total += x[d] * x[d]
+    scale = _ONE / np.sqrt(total / _F(len(x)) + eps)
+    for d in range(len(x)):
+        out[d] = x[d] * scale * gain[d]
+
+
+@_lean
+def _add(x, y):
+    for d in range(len(x)):
+        x[d] += y[d]
+
+
+@_lean
+def _convolve(x, before, after, weight, bias, out):
+    """silu of the causal convolution; before and after (K - 1, W) are the last inputs."""
+    K = weight.shape[1]
+    for d in range(len(x)):
+        out[d] = bias[d] + weight[d, K - 1] * x[d]
+    for k in range(K - 1):
+        past = before[k]
+        for d in range(len(x)):
+            out[d] += weight[d, k] * past[d]
+    for k in range(K - 2):
+        row, past = after[k], before[k + 1]
+        for d in range(len(x)):
+            row[d] = past[d]
+    row = after[K - 2]
+    for d in range(len(x)):
+        row[d] = x[d]
+        out[d] = out[d] * _sigmoid(out[d])
+
+
+@_lean
+def _rates(A_log, out):
+    """A log2(e) = -exp(A_log) log2(e)."""
+    for n in range(A_log.shape[0]):
+        row, rates = A_log[n], out[n]
+        for d in range(len(row)):
+            rates[d] = -_LOG2_E * _exp2(_LOG2_E * row[d])
+
+
+@_lean
+def _advance(dt, u, rates, before, after, b, c, y):
+    """One state of all channels."""
+    for d in range(len(dt)):
+        h = _exp2(dt[d] * rates[d]) * before[d] + dt[d] * u[d] * b
+        after[d] = h
+        y[d] += c * h
+
+
+@_lean
+def _scan_and_gate(dt, dt_bias, u, z, rates, D, BC, before, after, y):
+    """y = (C h + D u) silu(z)."""
+    N = rates.shape[0]
+    for d in range(len(dt)):
+        dt[d] = _softplus(dt[d] + dt_bias[d])
+        y[d] = D[d] * u[d]
+    for n in range(N):
+        _advance(dt, u, rates[n], before[n], after[n], BC[n], BC[N + n], y)
+    for d in range(len(dt)):
+        y[d] *= z[d] * _sigmoid(z[d])
+
+
+@njit(nogil=True, error_model="numpy")
+def mamba_step(
+    x: Any, before: Any, parents: Any, addresses: Any, gain: Any, eps: Any, K: int, R: int, out: Any, after: Any
+) -> None:
+    """Fill out (T, D), the last norm included, and after (T, L, K - 1 + N, W): the convolution's last inputs above the states.
+
+    :param x: (T, D) the inputs
+    :param before: (L, K - 1 + N, W)
+    :param parents: (T,) input t follows input parents[t] < t, or `before` at -1
+    :param addresses: (L, len(WEIGHTS)) int64, of contiguous float32 arrays
+    :param gain: (D,) of the last norm
+    :param eps: of all norms
+    """
+    (T, D), (L, rows, W) = x.shape, before.shape
+    N = rows - K + 1
+    stream, u, mixed, low = x.copy(), scratch(T, D, x), scratch(T, D, x), scratch(T, R + 2 * N, x)
+    xz, v, dt, y = scratch(T, 2 * W, x), scratch(T, W, x), scratch(T, W, x), scratch(T, W, x)
+    rank, rates = scratch(T, R, x), scratch(N, W, x)
+    for layer in range(L):
+        address = addresses[layer]
+        for t in range(T):
+            _rms_norm(stream[t], _array(address[0], (D,)), _F(eps), u[t])
+        _multiply(_array(address[1], (2 * W, D)), u, xz)
+        conv, bias = _array(address[2], (W, K)), _array(address[3], (W,))
+        for t in range(T):
+            past = before[layer] if parents[t] < 0 else after[parents[t], layer]
+            _convolve(xz[t, :W], past, after[t, layer, : K - 1], conv, bias, v[t])
+        _multiply(_array(address[4], (R + 2 * N, W)), v, low)
+        rank[:] = low[:, :R]
+        _multiply(_array(address[5], (W, R)), rank, dt)
+        _rates(_array(address[7], (N, W)), rates)
+        dt_bias, skip = _array(address[6], (W,)), _array(address[8], (W,))
+        for t in range(T):
+            past = before[layer] if parents[t] < 0 else after[parents[t], layer]
+            now = after[t, layer, K - 1 :]
+            _scan_and_gate(dt[t], dt_bias, v[t], xz[t, W:], rates, skip, low[t, R:], past[K - 1 :], now, y[t])
+        _multiply(_array(address[9], (D, W)), y, mixed)
+        for t in range(T):
+            _add(stream[t], mixed[t])
+    for t in range(T):
+        _rms_norm(stream[t], gain, _F(eps), out[t])
