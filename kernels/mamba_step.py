@@ -10,11 +10,10 @@ from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .few_products import few_products
 from .selective_scan_numba import LOG2_E, _lean, _sums, exp2_of, scratch
 
 WEIGHTS = ("norm", "in_proj", "conv", "conv_bias", "x_proj", "dt_proj", "dt_bias", "A_log", "D", "out_proj")
@@ -35,22 +34,6 @@ def _pointer(typing_context, address):
     return types.CPointer(types.float32)(address), codegen
 
 
-@intrinsic
-def _fetch(typing_context, array, place):
-    """Ask for the line of the cache in which an array's entry lies (counted in the memory's order), which need not exist."""
-
-    def codegen(context, builder, signature, args):
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        byte, number = ir.IntType(8), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte.as_pointer(), number, number, number])
-        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        address = builder.bitcast(builder.gep(data, [args[1]]), byte.as_pointer())
-        builder.call(prefetch, [address, number(0), number(2), number(1)])  # to read, into the nearest cache, data
-        return context.get_dummy_value()
-
-    return types.none(array, types.int64), codegen
-
-
 @njit(nogil=True)
 def _array(address, shape):
     return _carray(_pointer(address), shape)  # pyright: ignore[reportCallIssue]
@@ -69,77 +52,6 @@ def _softplus(x):
     q = s * s
     series = _ONE + q * (_S1 + q * (_S2 + q * (_S3 + q * (_S4 + q * (_S5 + q * (_S6 + q * (_S7 + q * _S8)))))))
     return max(x, _ZERO) + _TWO * s * series
-
-
-@_sums
-def _four_by_one(row0, row1, row2, row3, x, out):
-    y0, y1, y2, y3 = _ZERO, _ZERO, _ZERO, _ZERO
-    for j in range(len(row0)):
-        y0 += row0[j] * x[j]
-        y1 += row1[j] * x[j]
-        y2 += row2[j] * x[j]
-        y3 += row3[j] * x[j]
-    out[0], out[1], out[2], out[3] = y0, y1, y2, y3
-
-
-@_sums
-def _four_by_four(row0, row1, row2, row3, x0, x1, x2, x3, out):
-    """Sixteen sums at once: eight loads of the cache for sixteen products."""
-    y00, y01, y02, y03 = _ZERO, _ZERO, _ZERO, _ZERO
-    y10, y11, y12, y13 = _ZERO, _ZERO, _ZERO, _ZERO
-    y20, y21, y22, y23 = _ZERO, _ZERO, _ZERO, _ZERO
-    y30, y31, y32, y33 = _ZERO, _ZERO, _ZERO, _ZERO
-    for j in range(len(row0)):
-        y00 += row0[j] * x0[j]
-        y01 += row0[j] * x1[j]
-        y02 += row0[j] * x2[j]
-        y03 += row0[j] * x3[j]
-        y10 += row1[j] * x0[j]
-        y11 += row1[j] * x1[j]
-        y12 += row1[j] * x2[j]
-        y13 += row1[j] * x3[j]
-        y20 += row2[j] * x0[j]
-        y21 += row2[j] * x1[j]
-        y22 += row2[j] * x2[j]
-        y23 += row2[j] * x3[j]
-        y30 += row3[j] * x0[j]
-        y31 += row3[j] * x1[j]
-        y32 += row3[j] * x2[j]
-        y33 += row3[j] * x3[j]
-    out[0, 0], out[0, 1], out[0, 2], out[0, 3] = y00, y10, y20, y30
-    out[1, 0], out[1, 1], out[1, 2], out[1, 3] = y01, y11, y21, y31
-    out[2, 0], out[2, 1], out[2, 2], out[2, 3] = y02, y12, y22, y32
-    out[3, 0], out[3, 1], out[3, 2], out[3, 3] = y03, y13, y23, y33
-
-
-@_sums
-def _dot(row, x):
-    y = _ZERO
-    for j in range(len(row)):
-        y += row[j] * x[j]
-    return y
-
-
-@_lean
-def _multiply(matrix, x, out):
-    """out (T, rows) = x (T, columns) @ matrix^T; four rows at a time are read once for all inputs, while the next are on their way."""
-    (T, rows), columns = out.shape, matrix.shape[1]
-    share = columns * 4 // max(T // 4, 1)  # of the next four rows, to be fetched before each four inputs
-    for i in range(0, rows - 3, 4):
-        t, ahead = 0, (i + 4) * columns
-        while t + 4 <= T:
-            for j in range(ahead, ahead + share, 16):
-                _fetch(matrix, j)
-            ahead += share
-            row0, row1, row2, row3 = matrix[i], matrix[i + 1], matrix[i + 2], matrix[i + 3]
-            _four_by_four(row0, row1, row2, row3, x[t], x[t + 1], x[t + 2], x[t + 3], out[t : t + 4, i : i + 4])
-            t += 4
-        while t < T:
-            _four_by_one(matrix[i], matrix[i + 1], matrix[i + 2], matrix[i + 3], x[t], out[t, i : i + 4])
-            t += 1
-    for i in range(rows // 4 * 4, rows):
-        for t in range(T):
-            out[t, i] = _dot(matrix[i], x[t])
 
 
 @_sums
@@ -231,21 +143,21 @@ def mamba_step(
         address = addresses[layer]
         for t in range(T):
             _rms_norm(stream[t], _array(address[0], (D,)), _F(eps), u[t])
-        _multiply(_array(address[1], (2 * W, D)), u, xz)
+        few_products(_array(address[1], (2 * W, D)), u, xz)
         conv, bias = _array(address[2], (W, K)), _array(address[3], (W,))
         for t in range(T):
             past = before[layer] if parents[t] < 0 else after[parents[t], layer]
             _convolve(xz[t, :W], past, after[t, layer, : K - 1], conv, bias, v[t])
-        _multiply(_array(address[4], (R + 2 * N, W)), v, low)
+        few_products(_array(address[4], (R + 2 * N, W)), v, low)
         rank[:] = low[:, :R]
-        _multiply(_array(address[5], (W, R)), rank, dt)
+        few_products(_array(address[5], (W, R)), rank, dt)
         _rates(_array(address[7], (N, W)), rates)
         dt_bias, skip = _array(address[6], (W,)), _array(address[8], (W,))
         for t in range(T):
             past = before[layer] if parents[t] < 0 else after[parents[t], layer]
             now = after[t, layer, K - 1 :]
             _scan_and_gate(dt[t], dt_bias, v[t], xz[t, W:], rates, skip, low[t, R:], past[K - 1 :], now, y[t])
-        _multiply(_array(address[9], (D, W)), y, mixed)
+        few_products(_array(address[9], (D, W)), y, mixed)
         for t in range(T):
             _add(stream[t], mixed[t])
     for t in range(T):

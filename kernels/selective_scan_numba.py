@@ -74,7 +74,7 @@ def _resets(reset: Tensor | None, batch: int, T: int) -> np.ndarray:
 
 @njit(nogil=True)
 def scratch(rows, width, like):
-    """Zeros (rows, width) of an array's dtype, from the beginning of a line of the cache: vectors that cross two lines are slow."""
+    """Zeros (rows, width) of an array's dtype that begin on a line of the cache: vectors that cross two lines are slow."""
     flat = np.zeros(rows * width + 64, like.dtype)
     skip = -flat.ctypes.data % 64 // flat.itemsize
     return flat[skip : skip + rows * width].reshape(rows, width)

@@ -27,7 +27,7 @@ DIAGONAL = (1, 16384, 256)  # of the complex diagonal recurrence: B, T, D
 
 @dataclass(frozen=True)
 class ScanBench:
-    """Measure the scan kernels beside plain torch loops and other libraries: one thread, interleaved runs, medians of CPU time."""
+    """Measure the scan kernels beside torch loops and other libraries: one thread, interleaved runs, medians of CPU time."""
 
     repeats: int = 7
     """runs of each measurement, after one that compiles and warms up; slow peers take three"""
@@ -174,7 +174,7 @@ def others(bench: ScanBench) -> list[dict]:
     B, T, H, P, N = 1, 512, 8, 64, 64
     decay = -F.softplus(normal(B, T, H) - 2)
     turn = torch.polar(0.9 + 0.1 * torch.rand(256, 32, generator=generator), normal(256, 32))
-    w, r, k, v = -torch.rand(256, generator=generator), normal(B, T, 256), normal(B, T, 256), normal(B, T, 256)
+    w, k, v = -torch.rand(256, generator=generator), normal(B, T, 256), normal(B, T, 256)
     heads = [normal(B, T, H, P) for _ in range(4)]
     kap = F.normalize(heads[2], dim=-1)
     seven = (heads[0], torch.exp(-0.6 * torch.sigmoid(heads[3])), heads[1], heads[2], kap, torch.sigmoid(heads[3]))

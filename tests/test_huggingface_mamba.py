@@ -75,7 +75,7 @@ def test_shards_an_untied_head_and_another_dtype(theirs, tmp_path):
     places = json.loads(index.read_text())
     places["weight_map"]["backbone.extra"] = next(iter(places["weight_map"].values()))
     index.write_text(json.dumps(places))
-    with pytest.raises(CheckpointError, match="1 tensors that its files do not hold: backbone.extra"):
+    with pytest.raises(CheckpointError, match=r"1 tensors that its files do not hold: backbone.extra"):
         load_huggingface(tmp_path)
     next(tmp_path.glob("model-*.safetensors")).unlink()
     with pytest.raises(CheckpointError, match="cannot read"):
@@ -99,16 +99,16 @@ def test_what_is_wrong_with_a_directory_is_named(saved, tmp_path):
     with pytest.raises(CheckpointError, match="no directory"):
         load_huggingface(tmp_path / "nowhere")
     edit(saved, model_type="mambo")
-    with pytest.raises(CheckpointError, match='model_type "mambo"; did you mean mamba.*gpt2, llama'):
+    with pytest.raises(CheckpointError, match=r'model_type "mambo"; did you mean mamba.*gpt2, llama'):
         load_huggingface(saved)
     edit(saved, model_type="mamba", state_size=6)
     with pytest.raises(CheckpointError, match=r"layers.0.mixer.*A_log must be \(48, 6\) by config.json, got \(48, 5\)"):
         load_huggingface(saved)
     edit(saved, state_size=5, num_hidden_layers=4)
-    with pytest.raises(CheckpointError, match="tensor backbone.layers.3.mixer.* is missing"):
+    with pytest.raises(CheckpointError, match=r"tensor backbone.layers.3.mixer.* is missing"):
         load_huggingface(saved)
     edit(saved, num_hidden_layers=2)
-    with pytest.raises(CheckpointError, match="10 tensors have no place in a mamba model: backbone.layers.2"):
+    with pytest.raises(CheckpointError, match=r"10 tensors have no place in a mamba model: backbone.layers.2"):
         load_huggingface(saved)
     edit(saved, num_hidden_layers=3, hidden_act="gelu")
     with pytest.raises(CheckpointError, match="hidden_act must be 'silu'"):
@@ -118,14 +118,14 @@ def test_what_is_wrong_with_a_directory_is_named(saved, tmp_path):
         load_huggingface(saved)
     (saved / "model.safetensors").write_bytes(b"damaged")
     edit(saved, hidden_size=24)
-    with pytest.raises(CheckpointError, match="cannot read .* as a safetensors file"):
+    with pytest.raises(CheckpointError, match=r"cannot read .* as a safetensors file"):
         load_huggingface(saved)
     (saved / "model.safetensors").rename(saved / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match="neither model.safetensors nor .*pytorch_model.bin must first be saved"):
+    with pytest.raises(CheckpointError, match=r"neither model.safetensors nor .*pytorch_model.bin must first be saved"):
         load_huggingface(saved)
     (saved / "config.json").write_text("[]")
     with pytest.raises(CheckpointError, match="must hold a JSON object"):
         load_huggingface(saved)
     (saved / "config.json").unlink()
-    with pytest.raises(CheckpointError, match="cannot read .*config.json"):
+    with pytest.raises(CheckpointError, match=r"cannot read .*config.json"):
         load_huggingface(saved)

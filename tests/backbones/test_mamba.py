@@ -142,7 +142,7 @@ def test_bad_input_is_refused():
     x = torch.zeros(1, 1, 8)
     with torch.no_grad():
         _, state = model(x)
-        with pytest.raises(ValueError, match="state must be of Mamba.*d_state=3"):
+        with pytest.raises(ValueError, match=r"state must be of Mamba.*d_state=3"):
             model(x, small(d_state=4)(x)[1])
         with pytest.raises(ValueError, match="state must be of Mamba"):
             model(x, make_backbone("gru", d_model=8, n_layers=2).initial_state(1))
