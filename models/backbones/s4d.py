@@ -110,16 +110,16 @@ class S4DLayer(Layer):
     def convolves(self, u: Tensor, flow: Flow) -> bool:
         """Whether a call goes by FFT: where measured faster on a CPU (docs/backbones/s4d.md), and on other devices.
 
-        The recurrence costs B T D N; of the FFT's only the kernel's D N T depends on N. It needs a few sequences to share the
-        kernel, and more states where no backward follows, at which the recurrence loses most. It does not give the last state,
-        which is worked out when asked for.
+        The recurrence costs B T D N, and of the FFT's only the kernel's T D N depends on N: with a backward pass to come, it wins
+        where a few sequences share the kernel. It leaves the last state to be worked out when asked for; without
+        gradients that is what the next call begins from, and the recurrence gives it.
         """
         (B, T, _), N = u.shape, 2 * self.C.shape[1]
         if flow.parents is not None or flow.reset is not None or keeps_states(flow):
             return False
         if self.convolution is not None:
             return self.convolution
-        return u.device.type != "cpu" or (B >= 4 and B * T >= 4096 and N >= (64 if u.requires_grad else 128))
+        return u.device.type != "cpu" or (u.requires_grad and B >= 4 and B * T >= 4096 and N >= 64)
 
     @staticmethod
     def _run(u: Tensor, A: Tensor, C: Tensor, first: Tensor, flow: Flow) -> tuple[Tensor, Part]:

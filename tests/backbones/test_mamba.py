@@ -64,21 +64,22 @@ def test_a_long_sequence_is_the_naive_loop():
         close("from the 77th", rest[0], expected[77:], torch.float64)
 
 
-def test_a_compiled_step_is_the_modules():
-    """Three steps of each kind in any order, from the same state, and their states are interchangeable."""
+def test_compiled_steps_are_the_modules():
+    """Calls of one to four inputs, compiled (c) and by the module (m) in any order: their states are interchangeable."""
     model = small(d_model=24, n_layers=3, d_state=5, dt_rank=3, expand=3, d_conv=3)
     x = torch.randn(1, 6, 24, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         expected = naive(model.double(), x[0].double())
         model.float()
-        for kinds in ("111111", "21111", "1113", "312", "1212"):
-            state, place = None, 0
-            for size in map(int, kinds):
+    for kinds in ("c1c1c1m1m1c1", "m1c4m1", "c2m1c3", "c1m2c1c2", "m6", "c6", "c4m2"):
+        state, place = None, 0
+        for kind, size in zip(kinds[::2], map(int, kinds[1::2])):
+            with torch.set_grad_enabled(kind == "m"):
                 y, state = model(x[:, place : place + size], state)
-                assert isinstance(state.layers[0][0], Part) and (len(state.layers) == 1) == (size == 1)
-                close(f"{kinds} at {place}", y[0], expected[place : place + size], torch.float32)
-                place += size
-                assert state.length == place
+            assert isinstance(state.layers[0][0], Part) and len(state.layers) == (3 if kind == "m" else 1)
+            close(f"{kinds} at {place}", y[0], expected[place : place + size], torch.float32)
+            place += size
+            assert state.length == place
 
 
 def test_a_step_leaves_its_state_as_it_was():
