@@ -42,8 +42,12 @@ def outcome(tensors, weights_of, **options):
 
 
 def assert_close(ours, expected, tolerance):
+    """Relative to the largest entry of all that is compared: a gradient of one entry can be terms a hundred times larger that
+    cancel, and the reference in float32 is then as far off.
+    """
+    largest = max(float(right.abs().max()) for right in expected)
     for x, right in zip(ours, expected):
-        assert (x.double() - right).abs().max() <= tolerance * max(right.abs().max(), 1e-3)
+        assert (x.double() - right).abs().max() <= tolerance * largest
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
