@@ -12,14 +12,13 @@ one in every few. With gradients as torch has them of complex tensors, dL/dRe + 
 B batch   T inputs   H channels   N states of a channel (complex)
 """
 
-import warnings
-from functools import cache
 from importlib import import_module
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from .dispatch import check_reset, checked_parents, choose_backend, wants_gradient
 
 
 def diagonal_ssm(
@@ -59,15 +58,14 @@ def diagonal_ssm(
     state = A.new_zeros(B, *A.shape) if state is None else state
     if state.shape != (B, *A.shape) or state.dtype != dtype:
         raise ValueError(f"state must be {dtype} {(B, *A.shape)}, got {state.dtype} {tuple(state.shape)}")
-    if reset is not None and (reset.dtype != torch.bool or reset.shape != (B, T)):
-        raise ValueError(f"reset must be bool {(B, T)}, got {reset.dtype} {tuple(reset.shape)}")
-    tree = None if parents is None else checked_parents(parents, T)
+    check_reset(reset, (B, T))
+    tree = checked_parents(parents, T)
     every = every or tree is not None
-    name = chosen_backend(u, backend)
+    name = choose_backend("diagonal_ssm", u, backend)
     if name == "reference":
         y, after = diagonal_ssm_reference(u, A, C, state, reset=reset, parents=tree, every=every)
         return y.to(u.dtype), after
-    tracked = torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(x.requires_grad for x in (u, A, C, state)))
+    tracked = wants_gradient(u, A, C, state)
     wide = u.float() if u.dtype == torch.bfloat16 else u
     y, after = (_ssm if tracked else _kernel)(wide, A, C, state, reset, tree, every, name)
     return y.to(u.dtype), after
@@ -93,38 +91,6 @@ def diagonal_ssm_reference(
         states.append(A * before + u_t.unsqueeze(-1))
         outputs.append(2 * (C * states[-1]).real.sum(-1))
     return torch.stack(outputs, dim=1), torch.stack(states, dim=1) if every else states[-1]
-
-
-def checked_parents(parents: Any, T: int) -> Tensor:
-    """`parents` as an int64 tensor (T,) on the CPU, or ValueError unless -1 <= parents[i] < i."""
-    tree = torch.as_tensor(parents).cpu()
-    if tree.shape != (T,) or tree.dtype not in (torch.int64, torch.int32):
-        raise ValueError(f"parents must be {T} integers, one for each input, got {tree.dtype} {tuple(tree.shape)}")
-    if not torch.compiler.is_compiling():  # under torch.compile the values are not known
-        wrong = np.flatnonzero((tree.numpy() < -1) | (tree.numpy() >= np.arange(T)))
-        if wrong.size:
-            i = int(wrong[0])
-            raise ValueError(f"parents[{i}] must be in -1..{i - 1} (an earlier input, or -1 for the state), got {tree[i]}")
-    return tree.long()
-
-
-def chosen_backend(u: Tensor, backend: str | None) -> str:
-    """The backend's name, by u's device and dtype where none is asked for."""
-    if backend not in (None, "reference", "numba", "cuda"):
-        raise ValueError(f'backend must be "reference", "numba", "cuda" or None, got {backend!r}')
-    if backend in ("numba", "cuda") and u.device.type != {"numba": "cpu", "cuda": "cuda"}[backend]:
-        raise ValueError(f'backend "{backend}" cannot take tensors on {u.device}; leave it None')
-    if backend == "reference":
-        return backend
-    if u.dtype not in (torch.float32, torch.float64, torch.bfloat16) or u.device.type not in ("cpu", "cuda"):
-        _warn_of_reference(str(u.dtype), u.device.type)
-        return "reference"
-    return "cuda" if u.device.type == "cuda" else "numba"
-
-
-@cache
-def _warn_of_reference(dtype: str, device: str) -> None:
-    warnings.warn(f"diagonal_ssm of {dtype} on {device} runs as a slow loop in torch, no kernel takes it", stacklevel=4)
 
 
 def _kernel(

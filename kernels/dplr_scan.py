@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .wkv import arrays, check_flow, check_shape, choose_backend, wants_gradient
+from .dispatch import arrays, check_flow, check_shape, choose_backend, wants_gradient
 
 COMPLEX = (torch.complex64, torch.complex128)
 STORED = {torch.complex64: (torch.float32, torch.bfloat16), torch.complex128: (torch.float64, torch.float32, torch.bfloat16)}

@@ -8,14 +8,13 @@ g_t conj(h_{t-1}) that of a_t. In a tree a node's g collects what its children s
 B batch   T inputs   D channels
 """
 
-import warnings
-from functools import cache
 from importlib import import_module
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from .dispatch import check_reset, checked_parents, choose_backend, wants_gradient
 
 COMPILED = (torch.float32, torch.float64, torch.complex64, torch.complex128)  # what the compiled kernels compute in
 
@@ -54,16 +53,12 @@ def linear_scan(
     if state.shape != (b.shape[0], b.shape[2]) or state.dtype != b.dtype:
         expected = f"{b.dtype} {(b.shape[0], b.shape[2])}"
         raise ValueError(f"state must be {expected}, got {state.dtype} {tuple(state.shape)}")
-    if reset is not None and (reset.dtype != torch.bool or reset.shape != b.shape[:2]):
-        raise ValueError(f"reset must be bool {tuple(b.shape[:2])}, got {reset.dtype} {tuple(reset.shape)}")
-    tree = None if parents is None else checked_parents(parents, b.shape[1])
-    name = chosen_backend(b, backend)
+    check_reset(reset, b.shape[:2])
+    tree = checked_parents(parents, b.shape[1])
+    name = choose_backend("linear_scan", b, backend, COMPILED)
     if name == "reference":
         return linear_scan_reference(a, b, state, reset=reset, parents=tree)
-    tracked = torch.compiler.is_compiling() or (
-        torch.is_grad_enabled() and (a.requires_grad or b.requires_grad or state.requires_grad)
-    )
-    h = (_scan if tracked else _kernel)(a, b, state, reset, tree, name)
+    h = (_scan if wants_gradient(a, b, state) else _kernel)(a, b, state, reset, tree, name)
     return h, h[:, -1]
 
 
@@ -79,38 +74,6 @@ def linear_scan_reference(
             before = before.masked_fill(reset[:, t, None], 0.0)
         states.append(a_t * before + b_t)
     return torch.stack(states, dim=1), states[-1]
-
-
-def checked_parents(parents: Any, T: int) -> Tensor:
-    """`parents` as an int64 tensor (T,) on the CPU, or ValueError unless -1 <= parents[i] < i."""
-    tree = torch.as_tensor(parents).cpu()
-    if tree.shape != (T,) or tree.dtype not in (torch.int64, torch.int32):
-        raise ValueError(f"parents must be {T} integers, one for each input, got {tree.dtype} {tuple(tree.shape)}")
-    if not torch.compiler.is_compiling():  # under torch.compile the values are not known
-        wrong = np.flatnonzero((tree.numpy() < -1) | (tree.numpy() >= np.arange(T)))
-        if wrong.size:
-            i = int(wrong[0])
-            raise ValueError(f"parents[{i}] must be in -1..{i - 1} (an earlier input, or -1 for the state), got {tree[i]}")
-    return tree.long()
-
-
-def chosen_backend(b: Tensor, backend: str | None) -> str:
-    """The backend's name, by b's device and dtype where none is asked for."""
-    if backend not in (None, "reference", "numba", "cuda"):
-        raise ValueError(f'backend must be "reference", "numba", "cuda" or None, got {backend!r}')
-    if backend in ("numba", "cuda") and b.device.type != {"numba": "cpu", "cuda": "cuda"}[backend]:
-        raise ValueError(f'backend "{backend}" cannot take tensors on {b.device}; leave it None')
-    if backend == "reference":
-        return backend
-    if b.dtype not in COMPILED or b.device.type not in ("cpu", "cuda"):
-        _warn_of_reference(str(b.dtype), b.device.type)
-        return "reference"
-    return "cuda" if b.device.type == "cuda" else "numba"
-
-
-@cache
-def _warn_of_reference(dtype: str, device: str) -> None:
-    warnings.warn(f"linear_scan of {dtype} on {device} runs as a slow loop in torch, no kernel takes it", stacklevel=4)
 
 
 def _kernel(a: Tensor, b: Tensor, state: Tensor, reset: Tensor | None, parents: Tensor | None, backend: str) -> Tensor:

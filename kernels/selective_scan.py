@@ -8,7 +8,6 @@ and not (W, N), because the kernels run over channels.
 B, C, D the paper's matrices, and B the batch   T inputs   W channels   N states a channel
 """
 
-import warnings
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .linear_scan import checked_parents
+from .dispatch import check_reset, checked_parents, choose_backend, wants_gradient
 
 
 def selective_scan(
@@ -54,8 +53,8 @@ def selective_scan(
     check(u, dt, A, B, C, D, state, reset)
     stored, T = u.dtype, u.shape[1]
     real = torch.float32 if stored in (torch.bfloat16, torch.float16) else stored
-    tree = None if parents is None else checked_parents(parents, T)
-    name = chosen_backend(u, backend)
+    tree = checked_parents(parents, T)
+    name = choose_backend("selective_scan", u, backend)
     u, dt, A, B, C, D = (x if x.dtype == real else x.to(real) for x in (u, dt, A, B, C, D))
     state = u.new_zeros(u.shape[0], A.shape[1], u.shape[2]) if state is None else state
     if name == "reference":
@@ -64,7 +63,7 @@ def selective_scan(
     if every and tree is None:
         tree = torch.arange(-1, T - 1)
     inputs = (u, dt, A, B, C, D, state)
-    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(x.requires_grad for x in inputs)):
+    if wants_gradient(*inputs):
         y, after, _ = _scan(*inputs, reset, tree, name)
     else:
         y, after, _ = _kernels(name).forward(*inputs, reset, tree, False)
@@ -111,27 +110,7 @@ def check(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, sta
     real = torch.float64 if u.dtype == torch.float64 else torch.float32
     if state is not None and (state.shape != (batch, N, W) or state.dtype != real):
         raise ValueError(f"state must be {real} {(batch, N, W)}, got {state.dtype} {tuple(state.shape)}")
-    if reset is not None and (reset.dtype != torch.bool or reset.shape != (batch, T)):
-        raise ValueError(f"reset must be bool {(batch, T)}, got {reset.dtype} {tuple(reset.shape)}")
-
-
-def chosen_backend(u: Tensor, backend: str | None) -> str:
-    """The backend's name, by u's device and dtype where none is asked for."""
-    if backend not in (None, "reference", "numba", "cuda"):
-        raise ValueError(f'backend must be "reference", "numba", "cuda" or None, got {backend!r}')
-    if (backend == "numba" and u.device.type != "cpu") or (backend == "cuda" and u.device.type != "cuda"):
-        raise ValueError(f'backend "{backend}" cannot take tensors on {u.device}; leave it None')
-    if backend == "reference":
-        return backend
-    if u.dtype == torch.float16 or u.device.type not in ("cpu", "cuda"):
-        _warn_of_reference(str(u.dtype), u.device.type)
-        return "reference"
-    return "cuda" if u.device.type == "cuda" else "numba"
-
-
-@cache
-def _warn_of_reference(dtype: str, device: str) -> None:
-    warnings.warn(f"selective_scan of {dtype} on {device} runs as a slow loop in torch, no kernel takes it", stacklevel=4)
+    check_reset(reset, (batch, T))
 
 
 @cache

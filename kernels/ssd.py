@@ -8,7 +8,6 @@ only the outputs are asked, its dual by matrix products (`ssd_chunk`).
 B batch   T inputs   H heads   G groups of heads that share b and c   P head width   N state size
 """
 
-import warnings
 from importlib import import_module
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from . import ssd_chunk
+from .dispatch import check_order, choose_backend, wants_gradient
 
 BACKENDS = (None, "reference", "numba", "cuda")
 SHORT = 16  # up to so many inputs without gradients, one compiled loop is faster on a CPU than torch's products
@@ -92,7 +92,7 @@ def ssd_last(
     x, log_decay, b, _, state, fast, _ = _prepared(x, log_decay, b, b, state, reset, None, backend)
     if not fast:
         return ssd_reference(x, log_decay, b, b, state, reset=reset)[1]
-    if _joined(x, log_decay, b, state):
+    if wants_gradient(x, log_decay, b, state):
         return _chunked(x, log_decay, b, b, state, reset, None)[1]
     decay, loops = _decay(log_decay, reset), _loops(x)
     if x.is_cuda or x.shape[1] > SHORT:
@@ -135,17 +135,11 @@ def _loops(x: Tensor) -> Any:
     return import_module(".ssd_cuda" if x.is_cuda else ".ssd_numba", __package__)
 
 
-def _joined(*tensors: Tensor) -> bool:
-    """Whether a call must go through torch's operators: for gradients or for torch.compile. It costs 16 us."""
-    wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    return wanted or torch.compiler.is_compiling()
-
-
 # -- the recurrence --------------------------------------------------------------------------------------------------------------
 
 
 def _recurrence(x, log_decay, b, c, state, reset, parents) -> tuple[Tensor, Tensor]:
-    if _joined(x, log_decay, b, c, state):
+    if wants_gradient(x, log_decay, b, c, state):
         return _recurrence_op(x, log_decay, b, c, state, reset, _as_tensor(parents))
     return _loops(x).recurrence(x, log_decay, b, c, state, reset, parents)
 
@@ -201,7 +195,7 @@ _recurrence_op.register_autograd(_differentiate_recurrence, setup_context=_keep_
 
 def _chunked(x, log_decay, b, c, state, reset, parents, last=True) -> tuple[Tensor, Tensor]:
     """(y, last state), the latter of a chain only."""
-    if _joined(x, log_decay, b, c, state):
+    if wants_gradient(x, log_decay, b, c, state):
         return _chunked_op(x, log_decay, b, c, state, reset, _as_tensor(parents))[:2]
     decay, loops = _decay(log_decay, reset), _loops(x)
     if x.is_cuda or x.shape[1] > SHORT:
@@ -280,35 +274,12 @@ def _prepared(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, bool, torch.dtype]:
     """The inputs checked and in the dtype of the computation, the first state, whether a fast backend runs, the dtype of y."""
     _check(x, log_decay, b, c, state, reset, parents)
-    dtype, fast = x.dtype, _is_fast(x, backend)
+    dtype, fast = x.dtype, choose_backend("ssd", x, backend) != "reference"
     if dtype == torch.bfloat16:
         x, log_decay, b, c = x.float(), log_decay.float(), b.float(), c.float()
     if state is None:
         state = x.new_zeros(x.shape[0], x.shape[2], x.shape[3], b.shape[3])
     return x, log_decay, b, c, state, fast, dtype
-
-
-def _is_fast(x: Tensor, backend: str | None) -> bool:
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
-    able = x.dtype in (torch.float32, torch.float64, torch.bfloat16)
-    if backend in ("numba", "cuda"):
-        if x.is_cuda != (backend == "cuda"):
-            raise ValueError(f'backend "{backend}" cannot run on a tensor on {x.device}; leave it None')
-        if not able:
-            _warn_once(x.dtype)
-    elif backend is None and not able:
-        _warn_once(x.dtype)
-    return able and backend != "reference"
-
-
-_warned: set[torch.dtype] = set()
-
-
-def _warn_once(dtype: torch.dtype) -> None:
-    if dtype not in _warned:
-        _warned.add(dtype)
-        warnings.warn(f"ssd has no fast kernel for {dtype}; the reference runs, slowly", stacklevel=5)
 
 
 def _check(x, log_decay, b, c, state, reset, parents) -> None:
@@ -333,7 +304,4 @@ def _check(x, log_decay, b, c, state, reset, parents) -> None:
             raise ValueError("reset and parents cannot be given in one call: a tree lies within one sequence")
         if not isinstance(parents, np.ndarray) or parents.shape != (T,) or parents.dtype != np.int64:
             raise ValueError(f"parents must be an int64 array ({T},), got {parents!r}")
-        wrong = np.flatnonzero((parents < -1) | (parents >= np.arange(T)))
-        if wrong.size:
-            i = int(wrong[0])
-            raise ValueError(f"parents[{i}] must be in -1..{i - 1}, got {parents[i]}")
+        check_order(parents)

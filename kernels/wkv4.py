@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .wkv import CHUNK, arrays, check_flow, check_shape, choose_backend, compute_dtype, wants_gradient
+from .dispatch import CHUNK, arrays, check_flow, check_shape, choose_backend, compute_dtype, wants_gradient
 
 LOWEST = -1e38  # pp of a state without any input: its exponentials are 0
 

@@ -8,7 +8,7 @@ import math
 
 from numba import cuda
 
-from .wkv import device_scratch, device_stream
+from .dispatch import device_scratch, device_stream
 
 THREADS = 128
 LOWEST = -1e38  # as in wkv4.py

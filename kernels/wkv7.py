@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .wkv import CHUNK, arrays, check_flow, check_shape, choose_backend, compute_dtype, wants_gradient
+from .dispatch import CHUNK, arrays, check_flow, check_shape, choose_backend, compute_dtype, wants_gradient
 
 
 def wkv7(

@@ -7,7 +7,7 @@ The functions take tensors, or NumPy's arrays in Numba's simulator, and fill the
 
 from numba import cuda
 
-from .wkv import device_scratch, device_stream
+from .dispatch import device_scratch, device_stream
 
 THREADS = 64
 

@@ -143,7 +143,7 @@ def test_what_does_not_fit_is_named():
         (lambda: dplr_scan(u, a, *rest, reset=torch.zeros(2, 6) > 0), r"reset must be \(2, 7\) torch\.bool"),
         (lambda: dplr_scan(u, a, *rest, parents=np.array([-1, 1, 0, 0, 0, 0, 0])), r"parents\[1\] must be in -1\.\.0 .*, got 1"),
         (lambda: dplr_scan(u, a, *rest, backend="triton"), r"backend must be .*, got \'triton\'"),
-        (lambda: dplr_scan(u, a, *rest, backend="cuda"), r'backend "cuda" cannot run on tensors of device cpu'),
+        (lambda: dplr_scan(u, a, *rest, backend="cuda"), r'backend "cuda" cannot take tensors on cpu'),
     ]:
         with pytest.raises(ValueError, match=message):
             wrong()

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tdraft.kernels.dispatch import check_order, check_reset
+
 
 class ContextOverflow(ValueError):
     """The inputs reach past the longest context that the backbone can hold."""
@@ -92,8 +94,7 @@ def check_inputs(x: Tensor, d_model: int, state: State | None, reset: Tensor | N
         raise ValueError(
             f"state has batch size {state.batch_size} but x has {x.shape[0]}; pick or repeat rows with state.select(index)"
         )
-    if reset is not None and (reset.dtype != torch.bool or reset.shape != x.shape[:2]):
-        raise ValueError(f"reset must be bool {tuple(x.shape[:2])}, got {reset.dtype} {tuple(reset.shape)}")
+    check_reset(reset, x.shape[:2])
 
 
 def check_parents(parents: Any, T: int) -> np.ndarray:
@@ -101,8 +102,5 @@ def check_parents(parents: Any, T: int) -> np.ndarray:
     array = np.asarray(parents)
     if array.shape != (T,) or not np.issubdtype(array.dtype, np.integer):
         raise ValueError(f"parents must be {T} integers, one for each input, got {array.dtype} {array.shape}")
-    wrong = np.flatnonzero((array < -1) | (array >= np.arange(T)))
-    if wrong.size:
-        i = int(wrong[0])
-        raise ValueError(f"parents[{i}] must be in -1..{i - 1} (an earlier input, or -1 for the state), got {array[i]}")
+    check_order(array)
     return array.astype(np.int64)
