@@ -13,12 +13,12 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .elementary import sums
+
 LANES = 16 if binding.get_host_cpu_features().get("avx512f") else 8
 _ZERO = np.float32(0.0)
 _REAL, _BYTE, _INT, _LONG = ir.FloatType(), ir.IntType(8).as_pointer(), ir.IntType(32), ir.IntType(64)
 _VECTOR = ir.VectorType(_REAL, LANES)
-
-_sums: Any = njit(_nrt=False, forceinline=True, error_model="numpy", nogil=True, fastmath={"contract", "reassoc", "nsz"})  # pyright: ignore
 
 
 def _sixteen_sums(builder: Any, matrix: Any, row: Any, x: Any, t: Any, columns: Any, ahead: Any, lines: int) -> list[Any]:
@@ -88,7 +88,7 @@ def _four_by_four(lines: int) -> Any:
 _four_lines, _two_lines, _one_line = _four_by_four(4), _four_by_four(2), _four_by_four(1)
 
 
-@_sums
+@sums
 def _dot(row, x, first):
     y = _ZERO
     for j in range(first, len(row)):
@@ -96,7 +96,7 @@ def _dot(row, x, first):
     return y
 
 
-@_sums
+@sums
 def _four_rows(row0, row1, row2, row3, x, out):
     y0, y1, y2, y3 = _ZERO, _ZERO, _ZERO, _ZERO
     for j in range(len(x)):

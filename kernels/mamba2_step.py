@@ -11,20 +11,20 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from .mamba_step import _convolve, _sigmoid, _softplus
-from .selective_scan_numba import _lean, _sums
-from .ssd_numba import _row
+from .elementary import lean, sigmoid, softplus, sums
+from .mamba_step import convolve
+from .ssd_numba import advance_row
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
 
 
-@_lean
+@lean
 def _gate(y, z):
     for e in range(len(y)):
-        y[e] *= z[e] * _sigmoid(z[e])
+        y[e] *= z[e] * sigmoid(z[e])
 
 
-@_sums
+@sums
 def _normalise(y, eps):
     total = _ZERO
     for e in range(len(y)):
@@ -34,7 +34,7 @@ def _normalise(y, eps):
         y[e] *= scale
 
 
-@_lean
+@lean
 def _multiply(y, gain):
     for e in range(len(y)):
         y[e] *= gain[e]
@@ -64,14 +64,14 @@ def mamba2_step(
     mixed, b, c = np.empty(K, np.float32), E, E + groups * N
     for i in range(B):
         row, out = zxbcdt[i], y[i]
-        _convolve(row[E : E + K], window[i], window_after[i], conv, conv_bias, mixed)
+        convolve(row[E : E + K], window[i], window_after[i], conv, conv_bias, mixed)
         for h in range(H):
-            dt = _softplus(row[E + K + h] + dt_bias[h])
+            dt = softplus(row[E + K + h] + dt_bias[h])
             a, start = math.exp(-dt * math.exp(A_log[h])), h // (H // groups) * N
             b_h, c_h = mixed[b + start : b + start + N], mixed[c + start : c + start + N]
             for p in range(P):
                 x = mixed[h * P + p]
-                out[h * P + p] = _row(state[i, h, p], state_after[i, h, p], a, dt * x, b_h, c_h) + D[h] * x
+                out[h * P + p] = advance_row(state[i, h, p], state_after[i, h, p], a, dt * x, b_h, c_h) + D[h] * x
         _gate(out, row[:E])
         for g in range(groups):
             _normalise(out[g * E // groups : (g + 1) * E // groups], np.float32(eps))

@@ -13,8 +13,8 @@ import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
 
+from .elementary import LOG2_E, exp2_of, lean, scratch, sigmoid, softplus, sums
 from .few_products import few_products
-from .selective_scan_numba import LOG2_E, _lean, _sums, exp2_of, scratch
 
 WEIGHTS = ("norm", "in_proj", "conv", "conv_bias", "x_proj", "dt_proj", "dt_bias", "A_log", "D", "out_proj")
 """A layer's arrays in the order of its addresses: (D), (2 W, D), (W, K), (W), (R + 2 N, W), (W, R), (W), (N, W), (W), (D, W)."""
@@ -22,8 +22,7 @@ WEIGHTS = ("norm", "in_proj", "conv", "conv_bias", "x_proj", "dt_proj", "dt_bias
 _carray: Any = numba.carray  # pyright: ignore[reportPrivateImportUsage]
 _exp2 = exp2_of("float32")
 _F = np.float32
-_ZERO, _ONE, _TWO, _LOG2_E = _F(0.0), _F(1.0), _F(2.0), _F(LOG2_E)
-_S1, _S2, _S3, _S4, _S5, _S6, _S7, _S8 = (_F(1 / (2 * k + 1)) for k in range(1, 9))
+_ZERO, _ONE, _LOG2_E = _F(0.0), _F(1.0), _F(LOG2_E)
 
 
 @intrinsic
@@ -39,22 +38,7 @@ def _array(address, shape):
     return _carray(_pointer(address), shape)  # pyright: ignore[reportCallIssue]
 
 
-@_lean
-def _sigmoid(x):
-    return _ONE / (_ONE + _exp2(-_LOG2_E * x))
-
-
-@_lean
-def _softplus(x):
-    """log(1 + e^x) = max(x, 0) + 2 artanh(s), s = e / (2 + e), e = e^-|x|: nine terms of the series, as s <= 1/3."""
-    e = _exp2(-_LOG2_E * abs(x))
-    s = e / (_TWO + e)
-    q = s * s
-    series = _ONE + q * (_S1 + q * (_S2 + q * (_S3 + q * (_S4 + q * (_S5 + q * (_S6 + q * (_S7 + q * _S8)))))))
-    return max(x, _ZERO) + _TWO * s * series
-
-
-@_sums
+@sums
 def _rms_norm(x, gain, eps, out):
     total = _ZERO
     for d in range(len(x)):
@@ -64,14 +48,14 @@ def _rms_norm(x, gain, eps, out):
         out[d] = x[d] * scale * gain[d]
 
 
-@_lean
+@lean
 def _add(x, y):
     for d in range(len(x)):
         x[d] += y[d]
 
 
-@_lean
-def _convolve(x, before, after, weight, bias, out):
+@lean
+def convolve(x, before, after, weight, bias, out):
     """silu of the causal convolution; before and after (K - 1, W) are the last inputs."""
     K = weight.shape[1]
     for d in range(len(x)):
@@ -87,10 +71,10 @@ def _convolve(x, before, after, weight, bias, out):
     row = after[K - 2]
     for d in range(len(x)):
         row[d] = x[d]
-        out[d] = out[d] * _sigmoid(out[d])
+        out[d] = out[d] * sigmoid(out[d])
 
 
-@_lean
+@lean
 def _rates(A_log, out):
     """A log2(e) = -exp(A_log) log2(e)."""
     for n in range(A_log.shape[0]):
@@ -99,7 +83,7 @@ def _rates(A_log, out):
             rates[d] = -_LOG2_E * _exp2(_LOG2_E * row[d])
 
 
-@_lean
+@lean
 def _advance(dt, u, rates, before, after, b, c, y):
     """One state of all channels."""
     for d in range(len(dt)):
@@ -108,17 +92,17 @@ def _advance(dt, u, rates, before, after, b, c, y):
         y[d] += c * h
 
 
-@_lean
+@lean
 def _scan_and_gate(dt, dt_bias, u, z, rates, D, BC, before, after, y):
     """y = (C h + D u) silu(z)."""
     N = rates.shape[0]
     for d in range(len(dt)):
-        dt[d] = _softplus(dt[d] + dt_bias[d])
+        dt[d] = softplus(dt[d] + dt_bias[d])
         y[d] = D[d] * u[d]
     for n in range(N):
         _advance(dt, u, rates[n], before[n], after[n], BC[n], BC[N + n], y)
     for d in range(len(dt)):
-        y[d] *= z[d] * _sigmoid(z[d])
+        y[d] *= z[d] * sigmoid(z[d])
 
 
 @njit(nogil=True, error_model="numpy")
@@ -147,7 +131,7 @@ def mamba_step(
         conv, bias = _array(address[2], (W, K)), _array(address[3], (W,))
         for t in range(T):
             past = before[layer] if parents[t] < 0 else after[parents[t], layer]
-            _convolve(xz[t, :W], past, after[t, layer, : K - 1], conv, bias, v[t])
+            convolve(xz[t, :W], past, after[t, layer, : K - 1], conv, bias, v[t])
         few_products(_array(address[4], (R + 2 * N, W)), v, low)
         rank[:] = low[:, :R]
         few_products(_array(address[5], (W, R)), rank, dt)

@@ -14,14 +14,12 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from .elementary import LOG2_E, exp2_of, lean, scratch, sums
 from .selective_scan import CHUNK
 
 TILE = 64
-LOG2_E = 1.4426950408889634
 
 _part: Any = njit(_nrt=False, error_model="numpy", nogil=True, fastmath={"contract"})  # pyright: ignore[reportCallIssue]
-_lean: Any = njit(_nrt=False, forceinline=True, error_model="numpy", nogil=True, fastmath={"contract"})  # pyright: ignore
-_sums: Any = njit(_nrt=False, forceinline=True, error_model="numpy", nogil=True, fastmath={"contract", "reassoc", "nsz"})  # pyright: ignore
 
 
 def forward(
@@ -72,46 +70,6 @@ def _resets(reset: Tensor | None, batch: int, T: int) -> np.ndarray:
     return np.zeros((batch, T), np.bool_) if reset is None else _array(reset)
 
 
-@njit(nogil=True)
-def scratch(rows, width, like):
-    """Zeros (rows, width) of an array's dtype that begin on a line of the cache: vectors that cross two lines are slow."""
-    flat = np.zeros(rows * width + 64, like.dtype)
-    skip = -flat.ctypes.data % 64 // flat.itemsize
-    return flat[skip : skip + rows * width].reshape(rows, width)
-
-
-@lru_cache
-def exp2_of(name: str) -> Any:
-    """A compiled 2^x for "float32" or "float64", right to about one unit in the last place, which loops can be vectorised over.
-
-    2^x = 2^i 2^r with i the nearest integer to x and r in [-1/2, 1/2], where a polynomial does; x is held within the exponents of
-    normal numbers. The C library's exp is a call for each number.
-    """
-    real, integer = (np.float32, np.int32) if name == "float32" else (np.float64, np.int64)
-    bits, degree = (23, 5) if name == "float32" else (52, 10)
-    near = np.polynomial.Chebyshev.interpolate(np.exp2, degree, domain=[-0.5, 0.5])
-    c = tuple(real(x) for x in near.convert(kind=np.polynomial.Polynomial).coef)
-    rounder = real(1.5 * 2.0**bits)  # x + rounder has the nearest integer to x in its last bits
-    shift, most = integer(bits), real(126.0 if name == "float32" else 1022.0)
-    c0, c1, c2, c3, c4, c5 = c[:6]
-    c6, c7, c8, c9, c10 = c[6:] if degree == 10 else (real(0.0),) * 5
-    long = degree == 10
-
-    @_lean
-    def exp2(x):
-        x = -most if x < -most else x
-        x = most if x > most else x
-        moved = x + rounder
-        r = x - (moved - rounder)
-        p = c5
-        if long:
-            p = c5 + r * (c6 + r * (c7 + r * (c8 + r * (c9 + r * c10))))
-        p = c0 + r * (c1 + r * (c2 + r * (c3 + r * (c4 + r * p))))
-        return integer((real(moved).view(integer) << shift) + real(p).view(integer)).view(real)
-
-    return exp2
-
-
 @lru_cache
 def kernels(name: str) -> tuple[Any, Any, Any, Any]:
     """(forward, forward_each, backward, backward_each) for "float32" or "float64".
@@ -123,7 +81,7 @@ def kernels(name: str) -> tuple[Any, Any, Any, Any]:
     zero = real(0.0)
     ln2 = real(1.0 / LOG2_E)
 
-    @_lean
+    @lean
     def advance(inputs, channels, b, c):
         """One state of the tile's channels: inputs = (dt, dt u, y), channels = (A, h)."""
         for d in range(TILE):
@@ -205,7 +163,7 @@ def kernels(name: str) -> tuple[Any, Any, Any, Any]:
                     copy_out(y[i, t : t + 1], d0, inputs, 2 * TILE)
                     copy_out(after[i, t], d0, channels, TILE)
 
-    @_lean
+    @lean
     def remember(inputs, channels, before, now, b):
         """As `advance` without y, from the state in `before` into now = (decay, h, ...)."""
         for d in range(TILE):
@@ -225,7 +183,7 @@ def kernels(name: str) -> tuple[Any, Any, Any, Any]:
                         now[d] = zero
                         now[TILE + d] = inputs[t, TILE + d] * B[t, n]
 
-    @_sums
+    @sums
     def retreat(inputs, channels, before, now, b, c):
         """The step of `advance` backwards: (sum over channels of gh dt u, of gy h).
 

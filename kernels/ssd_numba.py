@@ -98,7 +98,7 @@ def _order(reset: Tensor | None, parents: np.ndarray | None) -> tuple[np.ndarray
 
 
 @_summing
-def _row(before, after, a, x, b, c):
+def advance_row(before, after, a, x, b, c):
     """A row of the state after an input: a * before + x * b. Its product with c."""
     y = b.dtype.type(0)
     for n in range(before.shape[0]):
@@ -121,7 +121,7 @@ def _recurrence(x, log_decay, b, c, state, reset, parents, y, states):
                 a = x.dtype.type(0) if forget else math.exp(log_decay[i, t, h])
                 b_t, c_t = b[i, t, h // heads], c[i, t, h // heads]
                 for p in range(P):
-                    y[i, t, h, p] = _row(before[h, p], states[i, t, h, p], a, x[i, t, h, p], b_t, c_t)
+                    y[i, t, h, p] = advance_row(before[h, p], states[i, t, h, p], a, x[i, t, h, p], b_t, c_t)
 
 
 @_summing

@@ -8,29 +8,18 @@ that on its thirty calls a block. The sums are added in another order than torch
 L blocks   D model width   H heads   K heads of keys and values   G queries of each, H / K   C width of a head   F hidden width
 """
 
-import math
-from typing import Any
-
 import numpy as np
 from llvmlite import ir  # pyright: ignore[reportMissingModuleSource]
 from numba import carray, njit, types  # pyright: ignore[reportPrivateImportUsage]
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-_options: Any = {"_nrt": False, "forceinline": True, "error_model": "numpy", "nogil": True}
-# Sums may be added in any order, which vector instructions need. Where nothing is said a function takes its caller's licence,
-# and the exponential's rounding must not be taken apart.
-_sums: Any = njit(**_options, fastmath={"reassoc", "contract", "nsz"})
-_exact: Any = njit(**_options, fastmath={"contract"})
+from .elementary import LOG2_E, exp2_of, lean, sigmoid, sums
 
 AHEAD = 4096  # bytes that are asked for before they are needed: a tenth less time than without
 
-ZERO, ONE = np.float32(0), np.float32(1)
-LOG2_E, ROUNDER, MOST = np.float32(math.log2(math.e)), np.float32(1.5 * 2**23), np.float32(126)
-C0, C1, C2, C3, C4, C5 = (
-    np.float32(c)
-    for c in np.polynomial.Chebyshev.interpolate(np.exp2, 5, domain=[-0.5, 0.5]).convert(kind=np.polynomial.Polynomial).coef
-)
+ZERO, ONE, LOG2E = np.float32(0), np.float32(1), np.float32(LOG2_E)
+_exp2 = exp2_of("float32")
 
 
 @intrinsic
@@ -57,17 +46,7 @@ def _prefetch(typingctx, address):
     return types.void(types.int64), codegen
 
 
-@_exact
-def _exp(x):
-    """e^x as 2^i 2^r, i the nearest integer to x log2(e) and r in [-1/2, 1/2], where a polynomial does."""
-    z = min(max(x * LOG2_E, -MOST), MOST)
-    moved = z + ROUNDER  # its last bits are i
-    r = z - (moved - ROUNDER)
-    p = C0 + r * (C1 + r * (C2 + r * (C3 + r * (C4 + r * C5))))
-    return np.int32((np.float32(moved).view(np.int32) << np.int32(23)) + np.float32(p).view(np.int32)).view(np.float32)
-
-
-@_sums
+@sums
 def _dot(a, b):
     total = ZERO
     for i in range(b.size):
@@ -75,7 +54,7 @@ def _dot(a, b):
     return total
 
 
-@_sums
+@sums
 def _norm(x, floor, eps, y):
     """y = x / (sqrt(mean(x^2) + eps) + floor)."""
     scale = ONE / (np.sqrt(_dot(x, x) / np.float32(x.size) + eps) + floor)
@@ -83,13 +62,13 @@ def _norm(x, floor, eps, y):
         y[i] = x[i] * scale
 
 
-@_exact
+@lean
 def _add(a, x):
     for i in range(x.size):
         x[i] += a[i]
 
 
-@_exact
+@lean
 def _turn(x, turn):
     """x (C,) as C / 2 complex numbers times those of `turn`."""
     for i in range(0, x.size, 2):
@@ -97,20 +76,20 @@ def _turn(x, turn):
         x[i], x[i + 1] = real, imaginary
 
 
-@_sums
+@sums
 def _softmax(scores):
     best = scores[0]
     for s in range(scores.size):
         best = max(best, scores[s])
     total = ZERO
     for s in range(scores.size):
-        scores[s] = _exp(scores[s] - best)
+        scores[s] = _exp2(LOG2E * (scores[s] - best))
         total += scores[s]
     for s in range(scores.size):
         scores[s] /= total
 
 
-@_sums
+@sums
 def _attend(q, cache, k, scores, y):
     """y (C,) = softmax(q . keys / sqrt(C)) values, of head k of the cache (S, 2, K, C)."""
     scale = ONE / np.sqrt(np.float32(q.size))
@@ -157,7 +136,7 @@ def _block(places, cache, first, last, turn, floor, eps, d_hidden, x, scratch):
     _norm(x, floor, eps, normed)
     _multiply(places[2], normed, gate_up)
     for i in range(F):
-        hidden[i] = gate_up[i] / (ONE + _exp(-gate_up[i])) * gate_up[F + i]
+        hidden[i] = gate_up[i] * sigmoid(gate_up[i]) * gate_up[F + i]
     _multiply(places[3], hidden, branch)
     _add(branch, x)
 
