@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from theirs import check_rejected_drafts_and_a_tree, close, in_pieces, stepwise
 
 from tdraft.models.backbones import ContextOverflow
 from tdraft.models.huggingface import load_huggingface
@@ -34,43 +35,21 @@ def pair(request, tmp_path_factory):
     theirs = make(request.param)
     theirs.save_pretrained(path)
     tokens = torch.randint(V, (2, T))
-    cache, logits = None, []
-    with torch.no_grad():
-        for token in tokens.split(1, dim=1):
-            out = theirs(token, past_key_values=cache, use_cache=True)
-            cache = out.past_key_values
-            logits.append(out.logits)
-    return load_huggingface(path), tokens, torch.cat(logits, dim=1)
-
-
-def close(ours, theirs):
-    """To 1e-5 of the largest entry, which is between 1 and 20 here."""
-    scale = float(theirs.abs().max())
-    assert 1 < scale < 20
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * scale)
+    return load_huggingface(path), tokens, stepwise(theirs, tokens, "past_key_values")
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("pieces", [(T,), (1,) * T, (9, 5, 1, 9)], ids=["whole", "stepwise", "split"])
 def test_logits_are_theirs(pair, pieces):
     ours, tokens, expected = pair
-    state, logits = None, []
-    for piece in tokens.split(pieces, dim=1):
-        y, state = ours(piece, state)
-        logits.append(y)
-    close(torch.cat(logits, dim=1), expected)
+    close(in_pieces(ours, tokens, pieces), expected)
 
 
 @torch.no_grad()
 def test_rejected_drafts_a_tree_and_resets(pair):
     ours, tokens, expected = pair
+    check_rejected_drafts_and_a_tree(ours, tokens, expected, V)
     _, state = ours(tokens[:, :8])
-    _, drafted = ours(torch.randint(V, (2, 5)), state)
-    wrong = torch.randint(V, (2, 1))
-    nodes = torch.cat((tokens[:, 8:9], wrong, tokens[:, 9:10]), dim=1)
-    y, after = ours(nodes, drafted.at(0), parents=[-1, -1, 0])
-    close(y[:, [0, 2]], expected[:, 8:10])
-    close(ours(tokens[:, 10:], after.path([0, 2]))[0], expected[:, 10:])
     reset = torch.zeros(2, T, dtype=torch.bool)
     reset[1, 0] = True  # one row begins anew, at position 0
     close(ours(tokens, state, reset=reset)[0][1], expected[1])

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from theirs import check_rejected_drafts_and_a_tree, close, in_pieces, stepwise
 
 from tdraft.models.backbones import ContextOverflow
 from tdraft.models.huggingface import load_huggingface
@@ -47,47 +48,18 @@ def pair(request, tmp_path_factory):
                 weight.uniform_(0.5, 1.5)  # they begin at 1, where a lost gain would not show
     theirs.save_pretrained(path)
     tokens = torch.randint(V, (2, T))
-    return theirs, load_huggingface(path), tokens, stepwise(theirs, tokens)
+    return theirs, load_huggingface(path), tokens, stepwise(theirs, tokens, "past_key_values")
 
 
-@torch.no_grad()
-def stepwise(model, tokens):
-    cache, logits = None, []
-    for token in tokens.split(1, dim=1):
-        out = model(token, past_key_values=cache, use_cache=True)
-        cache = out.past_key_values
-        logits.append(out.logits)
-    return torch.cat(logits, dim=1)
-
-
-def close(ours, theirs):
-    """To 1e-5 of the largest entry, which is between 1 and 20 here."""
-    scale = float(theirs.abs().max())
-    assert 1 < scale < 20
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * scale)
-
-
-@torch.no_grad()
 @pytest.mark.parametrize("pieces", [(T,), (1,) * T, (9, 5, 1, 9)], ids=["whole", "stepwise", "split"])
 def test_logits_are_theirs(pair, pieces):
     _, ours, tokens, expected = pair
-    state, logits = None, []
-    for piece in tokens.split(pieces, dim=1):
-        y, state = ours(piece, state)
-        logits.append(y)
-    close(torch.cat(logits, dim=1), expected)
+    close(in_pieces(ours, tokens, pieces), expected)
 
 
-@torch.no_grad()
 def test_rejected_drafts_and_a_tree_leave_no_trace(pair):
     _, ours, tokens, expected = pair
-    _, state = ours(tokens[:, :8])
-    _, drafted = ours(torch.randint(V, (2, 5)), state)
-    wrong = torch.randint(V, (2, 1))
-    nodes = torch.cat((tokens[:, 8:9], wrong, tokens[:, 9:10]), dim=1)
-    y, after = ours(nodes, drafted.at(0), parents=[-1, -1, 0])
-    close(y[:, [0, 2]], expected[:, 8:10])
-    close(ours(tokens[:, 10:], after.path([0, 2]))[0], expected[:, 10:])
+    check_rejected_drafts_and_a_tree(ours, tokens, expected, V)
 
 
 def test_only_a_window_goes_past_the_longest_context(pair):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from theirs import in_pieces, stepwise
 
 from tdraft.models.huggingface import CheckpointError, load_huggingface
 
@@ -28,27 +29,13 @@ def saved(theirs, tmp_path):
     return tmp_path
 
 
-def stepwise(model, tokens):
-    """Their logits one token at a time, (1, T, V)."""
-    cache, logits = None, []
-    for token in tokens.unbind(1):
-        out = model(token.unsqueeze(1), cache=cache, use_cache=True)
-        cache = out.cache
-        logits.append(out.logits)
-    return torch.cat(logits, dim=1)
-
-
 def test_logits_are_theirs_stepwise_whole_and_continued(theirs, saved):
     ours = load_huggingface(saved)
     tokens = torch.randint(50, (1, 17), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = stepwise(theirs, tokens)
         assert (ours(tokens)[0] - expected).abs().max() < 1e-5
-        state, steps = ours.initial_state(1), []
-        for token in tokens.unbind(1):
-            logits, state = ours(token.unsqueeze(1), state)
-            steps.append(logits)
-        assert (torch.cat(steps, 1) - expected).abs().max() < 1e-5
+        assert (in_pieces(ours, tokens, 1) - expected).abs().max() < 1e-5
 
         _, state = ours(tokens[:, :9])
         block, _ = ours(tokens[:, 9:], state)

