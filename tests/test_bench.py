@@ -80,3 +80,12 @@ def test_linear_rows(tmp_path):
     out = tmp_path / "rows.json"
     assert main(["bench", "linear", "--repeats", "2", "--steps", "4000", "--json", str(out)]) == 0
     assert sum("peer" in row for row in rows_of(out)) == 4
+
+
+@pytest.mark.slow
+def test_bench_scan_runs_every_kernel(tmp_path):
+    assert main(["bench", "scan", "--no-peers", "--repeats", "1", "--json", str(tmp_path / "rows.json")]) in (0, None)
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    names = {row["name"].split(",")[0].split(" (")[0] for row in rows}
+    assert names == {"selective scan", "complex diagonal recurrence", "SSD", "diagonal SSM", "WKV-4", "WKV-7"}
+    assert all(row["value"] > 0 and row["unit"] == "s" for row in rows)
