@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from harness import check, plays
+from harness import REPEATABLE, check, plays
 from hypothesis import given, settings
 
 from tdraft.models.backbones import make_backbone
@@ -24,7 +24,7 @@ def naive(model, x):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@settings(deadline=None, max_examples=20)
+@settings(REPEATABLE, max_examples=20)
 @given(play=plays())
 def test_any_way_is_the_naive_loop(play, dtype):
     torch.manual_seed(0)

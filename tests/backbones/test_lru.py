@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from harness import check, close, plays
+from harness import REPEATABLE, check, close, plays
 from hypothesis import given, settings
 
 from tdraft.models.backbones import make_backbone
@@ -34,7 +34,7 @@ def model(**sizes):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@settings(deadline=None, max_examples=20)
+@settings(REPEATABLE, max_examples=20)
 @given(play=plays())
 def test_any_way_is_the_naive_loop(play, dtype):
     check(model(), naive, play, dtype)

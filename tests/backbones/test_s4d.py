@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from harness import check, close, plays
+from harness import REPEATABLE, check, close, plays
 from hypothesis import given, settings
 
 from tdraft.models.backbones import make_backbone
@@ -40,7 +40,7 @@ def model(**sizes):
 
 @pytest.mark.parametrize("convolution", [None, True])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@settings(deadline=None, max_examples=10)
+@settings(REPEATABLE, max_examples=10)
 @given(play=plays())
 def test_any_way_is_the_naive_loop(play, dtype, convolution):
     check(model(convolution=convolution), naive, play, dtype)

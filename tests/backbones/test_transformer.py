@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness import check, plays
+from harness import REPEATABLE, check, plays
 from hypothesis import given, settings
 
 from tdraft.models.backbones import ContextOverflow, Transformer, make_backbone
@@ -61,7 +61,7 @@ def naive(model, x):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("kind", KINDS)
-@settings(deadline=None, max_examples=6)
+@settings(REPEATABLE, max_examples=6)
 @given(play=plays())
 def test_any_way_is_the_naive_loop(kind, dtype, play):
     check(make(kind, **({} if "window" in KINDS[kind] else {"max_length": 40})), naive, play, dtype)
