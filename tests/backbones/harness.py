@@ -17,8 +17,9 @@ from tdraft.models.backbones import Backbone
 
 Naive = Callable[[Backbone, Tensor], Tensor]
 REPEATABLE = settings(deadline=None, derandomize=True)
-"""The same plays in every run. In float32 some in a hundred have a gradient that nearly cancels, whose rounding is above 1e-5 of it:
-of RWKV-7's naive loop in float32 as often as of ours, 3 and 2 in 150."""
+"""The same plays in every run. In float32 some in a hundred have a gradient that nearly cancels, and rounding above 1e-5 of it:
+RWKV-7's naive loop in float32 as often as ours, 3 and 2 in 150.
+"""
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}  # of outputs and gradients, relative to the largest entry
 
 
