@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .backbones.transformer import KVState, Transformer
+from .backbones import Backbone, State, make_backbone
 from .files import atomic_write
 
 SCHEMA = 1
@@ -38,10 +38,21 @@ class LMConfig:
     """Width D."""
     n_layers: int = 4
     """Number of blocks."""
-    n_heads: int = 4
-    """Attention heads; D / heads must be even."""
+    n_heads: int | None = None
+    """Attention heads of a Transformer; D / heads must be even. By default as many as are 32 wide."""
     max_length: int = 256
     """Longest context in tokens; train with windows this long (`TrainConfig.length`), a model is poor beyond them."""
+    backbone: str = "transformer"
+    """Family of the backbone: a key of `tdraft.models.backbones.BACKBONES`."""
+
+    def make(self) -> Backbone:
+        """A new backbone, drawn with torch's global generator."""
+        sizes: dict[str, Any] = {"d_model": self.d_model, "n_layers": self.n_layers}
+        if self.backbone == "transformer":
+            sizes |= {"n_heads": self.n_heads, "max_length": self.max_length}
+        elif self.n_heads is not None:
+            raise ValueError(f"n_heads is a size of the transformer, {self.backbone} has its own; leave it out")
+        return make_backbone(self.backbone, **sizes)
 
 
 class LanguageModel(nn.Module):
@@ -56,28 +67,41 @@ class LanguageModel(nn.Module):
         if config.vocab_size < 1:
             raise ValueError(f"vocab_size must be positive, got {config.vocab_size}")
         self.config = config
-        self.embedding = nn.Parameter(torch.empty(config.vocab_size, config.d_model))
-        generator = torch.Generator().manual_seed(seed)
-        nn.init.normal_(self.embedding, std=0.5 * config.d_model**-0.5, generator=generator)
-        self.backbone = Transformer(config.d_model, config.n_layers, config.n_heads, config.max_length, generator=generator)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.embedding = nn.Parameter(0.5 * config.d_model**-0.5 * torch.randn(config.vocab_size, config.d_model))
+            self.backbone = config.make()
 
-    def initial_state(self, batch_size: int) -> KVState:
+    def initial_state(self, batch_size: int) -> State:
         """The state before any token."""
         return self.backbone.initial_state(batch_size)
 
     def forward(
-        self, tokens: Tensor, state: KVState | None = None, *, reset: Tensor | None = None, parents: Any = None
-    ) -> tuple[Tensor, KVState]:
+        self, tokens: Tensor, state: Any = None, *, reset: Tensor | None = None, parents: Any = None
+    ) -> tuple[Tensor, State]:
         """Logits of the token after each of `tokens`, and the state after them (see `Backbone.forward`).
 
         :param tokens: (B, T) int64, 0 <= token < V
         :return: (B, T, V) and the new state
         """
+        y, new = self.hidden(tokens, state, reset=reset, parents=parents)
+        return self.logits(y), new
+
+    def hidden(
+        self, tokens: Tensor, state: Any = None, *, reset: Tensor | None = None, parents: Any = None
+    ) -> tuple[Tensor, State]:
+        """As `forward`, but what the backbone gives (B, T, D), of which `logits` makes logits."""
         if tokens.dim() != 2 or tokens.dtype != torch.int64:
             raise ValueError(f"tokens must be (B, T) int64, got {tuple(tokens.shape)} {tokens.dtype}")
-        x = F.embedding(tokens, self.embedding) * self.config.d_model**0.5  # small as an output, of order 1 as an input
-        y, new = self.backbone(x, state, reset=reset, parents=parents)
-        return F.linear(y, self.embedding), new
+        return self.backbone(self.embed(tokens), state, reset=reset, parents=parents)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """The backbone's inputs (..., D) for tokens (...)."""
+        return F.embedding(tokens, self.embedding) * self.config.d_model**0.5  # small as an output, of order 1 as an input
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., V)."""
+        return F.linear(hidden, self.embedding)
 
     @property
     def n_parameters(self) -> int:

@@ -197,8 +197,9 @@ def train_language_model(
 
 def make_optimizer(model: LanguageModel, config: TrainConfig) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101), with decay on the matrices alone."""
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    gains = [p for p in model.parameters() if p.dim() < 2]
+    named = [(module, name, p) for module in model.modules() for name, p in module.named_parameters(recurse=False)]
+    matrices = [p for module, name, p in named if p.dim() >= 2 and name not in getattr(module, "undecayed", ())]
+    gains = [p for module, name, p in named if p.dim() < 2 or name in getattr(module, "undecayed", ())]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": gains, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tdraft.models.backbones import BACKBONES
 from tdraft.models.language_model import CheckpointError, LanguageModel, LMConfig
 
 TINY = LMConfig(vocab_size=19, d_model=16, n_layers=2, n_heads=2, max_length=32)
@@ -120,3 +121,24 @@ def test_tokens_must_be_a_batch_of_integers(model, bad):
 def test_vocab_size_must_be_positive():
     with pytest.raises(ValueError, match="vocab_size"):
         LanguageModel(LMConfig(vocab_size=0))
+
+
+@pytest.mark.parametrize("family", BACKBONES)
+def test_any_backbone_learns_at_mixed_precision(family):
+    config = LMConfig(vocab_size=19, backbone=family, d_model=32, n_layers=2, max_length=32)
+    model = LanguageModel(config, seed=1)
+    tokens = torch.randint(19, (2, 12), generator=torch.Generator().manual_seed(0))
+    exact, _ = model(tokens)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed, _ = model(tokens)
+    assert mixed.dtype == torch.bfloat16
+    torch.testing.assert_close(mixed.float(), exact, atol=0.05 * float(exact.detach().abs().max()), rtol=0)
+    mixed.float().logsumexp(-1).mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_a_size_of_another_family_is_refused():
+    with pytest.raises(ValueError, match="n_heads is a size of the transformer"):
+        LanguageModel(LMConfig(backbone="mamba", n_heads=2))
+    with pytest.raises(ValueError, match='did you mean "?mamba'):
+        LanguageModel(LMConfig(backbone="mamb"))

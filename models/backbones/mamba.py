@@ -39,6 +39,8 @@ from .recurrent import (
 class MambaLayer(Layer):
     """One block; it remembers the convolution's last inputs (B, K - 1, W) and h (B, N, W)."""
 
+    undecayed = ("A_log",)
+
     def __init__(self, d_model: int, width: int, d_state: int, d_conv: int, dt_rank: int, eps: float, generator: Any):
         super().__init__()
         self.d_state, self.dt_rank = d_state, dt_rank
@@ -68,8 +70,8 @@ class MambaLayer(Layer):
         for k, weight in enumerate(self.conv1d.weight[:, 0].unbind(1)):
             u = torch.addcmul(u, windows[:, :, k], weight)
         u = F.silu(u)
-        low, B, C = self.x_proj(u).split((self.dt_rank, self.d_state, self.d_state), dim=-1)
-        inputs = (u, F.softplus(self.dt_proj(low)), -torch.exp(self.A_log), B, C, self.D)
+        low, B, C = self.x_proj(u).to(u.dtype).split((self.dt_rank, self.d_state, self.d_state), dim=-1)  # autocast: in float32
+        inputs = (u, F.softplus(self.dt_proj(low).to(u.dtype)), -torch.exp(self.A_log), B, C, self.D)
         kept = keeps_states(flow)
         y, after = selective_scan(*inputs, h, reset=flow.reset, parents=flow.parents, every=kept)
         window_part = Part(past, states=windows[:, :, 1:])

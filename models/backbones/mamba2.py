@@ -143,6 +143,7 @@ def scan(x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, S: Tensor, flow: Fl
     """`ssd` along a flow. A short call without gradients and a tree make no state until one is asked for: drafts are verified by
     reading the state before them, and only what is accepted is written.
     """
+    b, c = b.to(x.dtype), c.to(x.dtype)  # autocast: in float32
     if flow.length == 1 or not keeps_states(flow):
         y, last = ssd(x, log_decay, b, c, S, reset=flow.reset, parents=flow.parents)
         last = last if flow.parents is None else last[:, 0]

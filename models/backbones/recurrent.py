@@ -153,6 +153,8 @@ class RecurrentState(State):
 class Layer(nn.Module, ABC):
     """A map (B, T, D) -> (B, T, D) that remembers a few tensors."""
 
+    undecayed: tuple[str, ...] = ()  # parameters of two and more dimensions that are no weights: rates, steps, phases
+
     @abstractmethod
     def initial(self, batch_size: int) -> Memory:
         """The memory before any input, and after a reset."""

@@ -76,14 +76,14 @@ class TimeMixing(nn.Module):
         if v_first is None or self.v0 is None or self.v1 is None or self.v2 is None:
             v_first = v
         else:
-            v = torch.lerp(v, v_first, torch.sigmoid(self.v0 + x_v @ self.v1 @ self.v2))
+            v = torch.lerp(v, v_first, torch.sigmoid(self.v0 + x_v @ self.v1 @ self.v2).to(v.dtype))
         g = torch.sigmoid(torch.lerp(x, past, self.x_g) @ self.g1) @ self.g2
         w = self.w0 + torch.tanh(torch.lerp(x, past, self.x_w) @ self.w1) @ self.w2
         w = torch.exp(torch.sigmoid(w) * -math.exp(-0.5))
         a = torch.sigmoid(self.a0 + torch.lerp(x, past, self.x_a) @ self.a1 @ self.a2)
         kap = F.normalize((k * self.k_k).view(B, T, *heads), dim=-1)
         k = torch.addcmul(k, k, (a - 1) * self.k_a)
-        r, w, k, v, a = (z.view(B, T, *heads) for z in (r, w, k, v, a))
+        r, w, k, v, kap, a = (z.to(w.dtype).view(B, T, *heads) for z in (r, w, k, v, kap, a))  # autocast: in float32
         every, inputs = keeps_states(flow), (r, w, k, v, kap, a)
         y, after = wkv7(r, w, k, v, kap, a, state, reset=flow.reset, parents=flow.parents, every=every)
 

@@ -154,6 +154,8 @@ def by_channels(function: Callable[..., Tensor], L: int, *tensors: Tensor) -> Te
 class S4Layer(Layer):
     """x + GLU(GELU(S4(norm(x)))); it remembers the states (B, D, M), complex128."""
 
+    undecayed = ("log_step", "log_Lambda_real", "Lambda_imag", "P", "B")
+
     def __init__(
         self,
         d_model: int,

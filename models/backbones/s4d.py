@@ -49,6 +49,8 @@ def initial_A(init: str, d_state: int) -> tuple[np.ndarray, np.ndarray]:
 class S4DLayer(Layer):
     """x + GLU(GELU(S4D(norm(x)))); it remembers the states (B, D, N / 2), complex."""
 
+    undecayed = ("log_dt", "log_A_real", "A_imag")
+
     def __init__(
         self,
         d_model: int,
