@@ -77,7 +77,8 @@ class Agent(ABC):
         self.env_rng, self.rng, self.predict_rng = env_rng(self.env_seed), seed_state(acting), seed_state(serving)
         self.num_timesteps = 0
         self.standing = new_standing()
-        self.td_error = float("nan")  # mean absolute TD error of the last chunk
+        self.td_error = float("nan")  # mean absolute TD error between the last two log points
+        self.reward_rate = float("nan")  # reward per step, between the same
         self.learner = self.make_learner()
         self.env: gym.Env | None = None
         self.env_id = ""
@@ -210,7 +211,7 @@ class Agent(ABC):
         log_every = max(1, int(total_timesteps) // 100) if log_every is None else log_every
         logger = RunLogger(log_dir, self.config(), self.num_timesteps) if log_dir is not None else None
         bar = progress(int(total_timesteps), enabled=progress_bar)
-        chunk, error, unreported = 1000, 0.0, 0
+        chunk, error, unreported, earned = 1000, 0.0, 0, self._earned()
         marks, began, started_at = log_every * (self.num_timesteps // log_every + 1), time.perf_counter(), self.num_timesteps
         try:
             while self.num_timesteps < end:
@@ -224,7 +225,8 @@ class Agent(ABC):
                 self.table.error[0] = 0.0
                 if self.num_timesteps < min(marks, end):
                     continue
-                self.td_error, error, unreported, marks = error / unreported, 0.0, 0, marks + log_every
+                self.td_error, self.reward_rate = error / unreported, (self._earned() - earned) / unreported
+                error, unreported, earned, marks = 0.0, 0, self._earned(), marks + log_every
                 if not np.isfinite(self.td_error):
                     raise DivergedError(
                         f"action values are not finite after {self.num_timesteps} steps: lower alpha, now {self.settings.alpha}"
@@ -256,10 +258,19 @@ class Agent(ABC):
         loop = training_loop(reset, step, self.begin_rule, self.step_rule, isinstance(self._obs, np.ndarray))
         self._obs = loop(params, self.learner, self.gamma, steps, limit, self.env_rng, self.rng, self._obs, self.standing)
 
+    def _earned(self) -> float:
+        """Reward of all steps so far."""
+        inside, score = self.standing.counts[0], self.standing.score[0]
+        return float(self.standing.earned[0] + (score if inside else 0.0))
+
     def statistics(self) -> dict[str, float]:
         """The numbers of a log line, by TensorBoard tag; those of episodes only once one has ended."""
         episodes = int(self.standing.counts[3])
-        numbers = {"rollout/exploration_rate": self.epsilon, "train/td_error": self.td_error}
+        numbers = {
+            "rollout/reward_rate": self.reward_rate,
+            "rollout/exploration_rate": self.epsilon,
+            "train/td_error": self.td_error,
+        }
         if episodes:
             reward, length = self.standing.recent[: min(episodes, RECENT)].mean(axis=0)
             numbers |= {"rollout/ep_rew_mean": float(reward), "rollout/ep_len_mean": float(length)}
@@ -337,6 +348,7 @@ class Agent(ABC):
         checkpoint.restore({"env": agent.env_rng, "agent": agent.rng, "predict": agent.predict_rng}, arrays, "rng", path)
         if env is not None:
             agent.set_env(env)
+        arrays.setdefault("standing.earned", np.zeros(1))  # only differences of it count, and older files have none
         checkpoint.restore(dict(leaves(agent.standing)), arrays, "standing", path)
         agent._resume_env(meta, arrays, path)
         return agent

@@ -18,7 +18,7 @@ from .settings import exploration, step_size
 from .table_rules import TableLearner, remember, tick, write
 
 BEHAVIOURS = ("epsilon-greedy", "softmax", "ucb")
-DECAYS = ("linear", "exponential", "visits")
+DECAYS = ("linear", "exponential", "visits", "steps")
 
 
 class VisitLearner(NamedTuple):
@@ -62,7 +62,7 @@ def progress(learner):
 
 @lru_cache
 def step_sizes(decay: str) -> Callable:
-    """alpha(learner, s, a): alpha * (alpha_final / alpha)^progress, alpha / n(s, a), or the linear one."""
+    """alpha(learner, s, a): alpha * (alpha_final / alpha)^progress, alpha / n(s, a), alpha / n, or the linear one."""
 
     @lean
     def exponential(learner, s, a):
@@ -73,15 +73,19 @@ def step_sizes(decay: str) -> Callable:
         return learner.table.schedule.alpha / learner.visits[s, a]
 
     @lean
+    def steps(learner, s, a):
+        return learner.table.schedule.alpha / (learner.table.clock[0] + 1)
+
+    @lean
     def linear(learner, s, a):
         return step_size(learner.table.schedule, learner.table.clock[0])
 
-    return {"exponential": exponential, "visits": visits, "linear": linear}[decay]
+    return {"exponential": exponential, "visits": visits, "steps": steps, "linear": linear}[decay]
 
 
 @lru_cache
 def explorations(decay: str) -> Callable:
-    """epsilon(learner, s): epsilon * (epsilon_final / epsilon)^progress, epsilon / n(s), or the linear one."""
+    """epsilon(learner, s): epsilon * (epsilon_final / epsilon)^progress, epsilon / n(s), epsilon / n, or the linear one."""
 
     @lean
     def exponential(learner, s):
@@ -92,10 +96,14 @@ def explorations(decay: str) -> Callable:
         return learner.table.schedule.epsilon / max(1.0, state_visits(learner, s))
 
     @lean
+    def steps(learner, s):
+        return learner.table.schedule.epsilon / (learner.table.clock[0] + 1)
+
+    @lean
     def linear(learner, s):
         return exploration(learner.table.schedule, learner.table.clock[0])
 
-    return {"exponential": exponential, "visits": visits, "linear": linear}[decay]
+    return {"exponential": exponential, "visits": visits, "steps": steps, "linear": linear}[decay]
 
 
 @lru_cache

@@ -2,14 +2,13 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import numpy as np
 from gymnasium import spaces
 from numba import njit
 
 from tdraft.kernels.jit import lean
-from tdraft.value.hashing import HashedFeatures
 from tdraft.value.tables import average, first_greedy
 from tdraft.value.tiles import TileCoding, uniform_tiles
 
@@ -116,7 +115,7 @@ class LinearAgent(Agent):
     `observe="tokens"`: `{"vector": Box (n,), "tokens": MultiDiscrete (k,)}`. The features see those as one vector of n + k
     entries, first the vector's.
 
-    :param features: a `TileCoding` or `HashedFeatures`; by default `uniform_tiles` over the bounds of a Box
+    :param features: a `TileCoding`, `PeriodicTiles` or `HashedFeatures`; by default `uniform_tiles` over the bounds of a Box
     :raises SpaceError: spaces of another kind, features of dimensions that the observation lacks, no default for the space
     """
 
@@ -177,8 +176,10 @@ class LinearAgent(Agent):
         """`features` as they were given, or else tiles over the observation's bounds."""
         if self.features is None:
             self.features = default_tiles(self.observation_space, self.settings.bins, self.settings.tilings)
-        if not isinstance(self.features, TileCoding | HashedFeatures):
-            raise SpaceError(f"features must be a TileCoding or HashedFeatures, got {type(self.features).__name__}")
+        if not isinstance(self.features, Features):
+            raise SpaceError(
+                f"features must be a TileCoding, PeriodicTiles or HashedFeatures, got {type(self.features).__name__}"
+            )
         if self.features.n_inputs > self.n_inputs:
             raise SpaceError(
                 f"features use dimension {self.features.n_inputs - 1}, observations have {self.n_inputs} (counted from 0)"
@@ -188,7 +189,7 @@ class LinearAgent(Agent):
     def settings_from(self, meta: dict[str, Any], arrays: dict[str, np.ndarray]) -> Any:
         prefix = "learner.features."
         stored = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-        kind = next((kind for kind in (TileCoding, HashedFeatures) if set(kind._fields) == stored.keys()), None)
+        kind = next((kind for kind in get_args(Features) if set(kind._fields) == stored.keys()), None)
         if kind is None:
             raise CheckpointError(f"the checkpoint holds no features that this version knows, only {sorted(stored)}: train again")
         self.features = kind(**stored)

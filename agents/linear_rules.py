@@ -1,7 +1,7 @@
 """One-step rules of the linear agents: q(s, a) = sum of w[f, a] over the active binary features f of s.
 
-Features are a NamedTuple of arrays with a compiled `rule(features, obs, t)`, the index of the t-th active one: a `TileCoding` or
-`HashedFeatures`. `traces.py` has the same rules with eligibility traces.
+Features are a NamedTuple of arrays with a compiled `rule(features, obs, t)`, the index of the t-th active one: a `TileCoding`,
+`PeriodicTiles` or `HashedFeatures`. `traces.py` has the same rules with eligibility traces.
 """
 
 from functools import lru_cache
@@ -11,13 +11,14 @@ import numpy as np
 
 from tdraft.kernels.jit import lean
 from tdraft.value.hashing import HashedFeatures
+from tdraft.value.periodic import PeriodicTiles
 from tdraft.value.tables import accumulate, epsilon_greedy
 from tdraft.value.targets import expected_sarsa_error, q_learning_error, sarsa_error
 from tdraft.value.tiles import TileCoding, linear_value, linear_values
 
 from .settings import Schedule, exploration, step_size
 
-Features = TileCoding | HashedFeatures
+Features = TileCoding | PeriodicTiles | HashedFeatures
 
 
 class LinearLearner(NamedTuple):

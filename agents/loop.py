@@ -17,11 +17,12 @@ class Standing(NamedTuple):
 
     counts: np.ndarray  # (4,) int64: 1 inside an episode, steps in it so far, action to be taken, episodes finished
     score: np.ndarray  # (1,) reward of the episode so far
+    earned: np.ndarray  # (1,) reward of all finished episodes
     recent: np.ndarray  # (RECENT, 2) reward and length of the last episodes, a ring
 
 
 def new_standing() -> Standing:
-    return Standing(np.zeros(4, np.int64), np.zeros(1), np.zeros((RECENT, 2)))
+    return Standing(np.zeros(4, np.int64), np.zeros(1), np.zeros(1), np.zeros((RECENT, 2)))
 
 
 @lru_cache(maxsize=256)
@@ -52,6 +53,7 @@ def training_loop(env_reset, env_step, begin, step, vector: bool):
             if terminated or elapsed == limit:
                 standing.recent[episodes % RECENT, 0] = score
                 standing.recent[episodes % RECENT, 1] = elapsed
+                standing.earned[0] += score
                 episodes += 1
                 inside = 0
         counts[0], counts[1], counts[2], counts[3] = inside, elapsed, action, episodes
@@ -80,6 +82,7 @@ def interpreted_loop(env: gym.Env, agent: Any, gamma: float, steps: int, standin
         score += float(reward)
         if terminated or truncated:
             standing.recent[episodes % RECENT] = score, elapsed
+            standing.earned[0] += score
             episodes += 1
             inside = 0
     standing.counts[:] = inside, elapsed, action, episodes

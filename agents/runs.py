@@ -16,6 +16,7 @@ COLUMNS: tuple[str, ...] = (
     "time/fps",
     "rollout/ep_rew_mean",
     "rollout/ep_len_mean",
+    "rollout/reward_rate",
     "rollout/exploration_rate",
     "train/td_error",
 )
@@ -86,17 +87,18 @@ def scalars(step: int, numbers: dict[str, float]) -> Any:
 
 
 def read_progress(path: Path) -> list[dict[str, Any]]:
-    """The complete rows of a progress.csv, numbers as floats (an empty string where there is none) and steps as ints; an empty
-    list where there is no file. A line that a kill cut off has no line end, and is left out."""
+    """The complete rows of a progress.csv, numbers as floats (an empty string where there is none, or where an older file has no
+    such column) and steps as ints; an empty list where there is no file. A line that a kill cut off has no line end, and is left
+    out."""
     rows = []
     text = path.read_bytes().decode(errors="replace") if path.is_file() else ""
     for row in csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline="")):
         try:
-            numbers: dict[str, Any] = {k: float(v) if v else "" for k, v in row.items() if k in COLUMNS}
+            numbers: dict[str, Any] = {k: float(row[k]) if row.get(k) else "" for k in COLUMNS}
             numbers[STEP] = int(row[STEP])
         except (TypeError, ValueError, KeyError):
             continue  # not a row of ours
-        if len(numbers) == len(COLUMNS) and None not in row.values():
+        if None not in row.values():
             rows.append(numbers)
     return rows
 

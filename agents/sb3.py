@@ -60,17 +60,18 @@ class ScaledObservation(BaseFeaturesExtractor):
 
 
 class LogPoints(BaseCallback):
-    """Calls `at_mark()` every `every` env steps; False ends the training there."""
+    """Calls `at_mark()` every `every` env steps; False ends the training there. `earned` sums the rewards."""
 
     def __init__(self, every: int, at_mark: Callable[[], bool], bar: Any):
         super().__init__()
-        self.every, self.at_mark, self.bar = every, at_mark, bar
+        self.every, self.at_mark, self.bar, self.earned = every, at_mark, bar, 0.0
 
     def _on_training_start(self) -> None:
         self.mark = self.every * (self.model.num_timesteps // self.every + 1)
 
     def _on_step(self) -> bool:
         self.bar.update(self.training_env.num_envs)
+        self.earned += float(self.locals["rewards"].sum())
         if self.num_timesteps < self.mark:
             return True
         self.mark = self.every * (self.num_timesteps // self.every + 1)
@@ -92,6 +93,7 @@ class Sb3Agent:
     algorithm: ClassVar[type[BaseAlgorithm]]
     actions: ClassVar[tuple[type[spaces.Space], ...]]  # action spaces that it takes
     mark: ClassVar[str]  # a key of the checkpoint's data that only this algorithm has
+    reward_rate = float("nan")  # reward per step between the last two log points
 
     def __init__(self, env: gym.Env | VecEnv, *, seed: int | None = None, **hyperparameters):
         settings: Sb3Settings = make_settings(self.Settings, self.name, hyperparameters)
@@ -146,13 +148,14 @@ class Sb3Agent:
         from .runs import RunLogger, progress
 
         log.info("%s on %s, seed %d: %s", self.name, self.env_id, self.seed, self.path)
-        started_at, began, written = self.num_timesteps, time.perf_counter(), -1
+        started_at, began, written = self.num_timesteps, time.perf_counter(), self.num_timesteps
         log_every = max(1, int(total_timesteps) // 100) if log_every is None else log_every
         logger = RunLogger(log_dir, self.config(), self.num_timesteps) if log_dir is not None else None
         bar = progress(int(total_timesteps), enabled=progress_bar)
 
         def at_mark() -> bool:
             nonlocal written
+            self.reward_rate, points.earned = points.earned / (self.num_timesteps - written), 0.0
             written = self.num_timesteps
             if logger:
                 fps = (self.num_timesteps - started_at) / (time.perf_counter() - began)
@@ -175,7 +178,7 @@ class Sb3Agent:
 
     def statistics(self) -> dict[str, float]:
         """The numbers of a log line, by Stable-Baselines3's tags."""
-        numbers = {}
+        numbers = {"rollout/reward_rate": self.reward_rate}
         episodes = self.model.ep_info_buffer
         if episodes:
             numbers["rollout/ep_rew_mean"] = float(np.mean([e["r"] for e in episodes]))

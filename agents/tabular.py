@@ -119,9 +119,11 @@ class OneStepSettings(TableSettings):
     c: float = 1.0
     """Degree of UCB's exploration, >= 0, in units of the reward."""
     alpha_decay: str = "linear"
-    """From alpha to alpha_final: "linear" or "exponential" over the horizon; "visits": alpha / n(s, a), a mean for alpha 1."""
+    """From alpha to alpha_final: "linear" or "exponential" over the horizon; "visits": alpha / n(s, a), a mean for alpha 1;
+    "steps": alpha / n, n steps in all."""
     epsilon_decay: str = "linear"
-    """From epsilon to epsilon_final: "linear" or "exponential" over the horizon; "visits": epsilon / n(s)."""
+    """From epsilon to epsilon_final: "linear" or "exponential" over the horizon; "visits": epsilon / n(s);
+    "steps": epsilon / n."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -134,8 +136,8 @@ class OneStepSettings(TableSettings):
             decay, final = getattr(self, f"{name}_decay"), getattr(self, f"{name}_final")
             if decay == "exponential" and (not final or not getattr(self, name)):
                 raise SettingsError(f'{name}_decay="exponential" needs {name} and {name}_final above 0, and horizon')
-            if decay == "visits" and final is not None:
-                raise SettingsError(f'{name}_decay="visits" has no {name}_final')
+            if decay in ("visits", "steps") and final is not None:
+                raise SettingsError(f'{name}_decay="{decay}" has no {name}_final')
 
     @property
     def plain(self) -> bool:

@@ -19,9 +19,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .backbones import Backbone, State, make_backbone
+from .bpe import BPETokenizer
 from .files import atomic_write
+from .tokenizer import ByteTokenizer
 
 SCHEMA = 1
+Tokenizer = ByteTokenizer | BPETokenizer
 
 
 class CheckpointError(ValueError):
@@ -56,14 +59,21 @@ class LMConfig:
 
 
 class LanguageModel(nn.Module):
-    """Next-token logits for byte or word sequences.
+    """Next-token logits for sequences of bytes, or of what a tokenizer makes of them.
 
     :param config: the sizes
     :param seed: of the initial weights; the global generator is left alone
+    :param tokenizer: whose ids the tokens are; saved with the model
+    :raises ValueError: a tokenizer with another vocabulary, or impossible sizes
     """
 
-    def __init__(self, config: LMConfig, seed: int = 0):
+    def __init__(self, config: LMConfig, seed: int = 0, tokenizer: Tokenizer | None = None):
         super().__init__()
+        if tokenizer is not None and tokenizer.vocab_size != config.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {tokenizer.vocab_size} tokens, the model vocab_size={config.vocab_size}; make them equal"
+            )
+        self.tokenizer = ByteTokenizer() if tokenizer is None else tokenizer
         if config.vocab_size < 1:
             raise ValueError(f"vocab_size must be positive, got {config.vocab_size}")
         self.config = config
@@ -112,6 +122,8 @@ class LanguageModel(nn.Module):
     def fingerprint(self) -> str:
         """16 hex digits of the sha256 of configuration and weights."""
         digest = hashlib.sha256(json.dumps(asdict(self.config), sort_keys=True).encode())
+        if isinstance(self.tokenizer, BPETokenizer):
+            digest.update(self.tokenizer.fingerprint.encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(f"{name} {tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().data)
@@ -120,6 +132,8 @@ class LanguageModel(nn.Module):
     def save(self, path: str | Path) -> None:
         """Write weights and configuration to one safetensors file; a failure leaves the former file as it was."""
         metadata = {"class": type(self).__name__, "schema": str(SCHEMA), "config": json.dumps(asdict(self.config))}
+        if isinstance(self.tokenizer, BPETokenizer):
+            metadata["tokenizer"] = self.tokenizer.to_json()
         tensors = {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
         with atomic_write(path) as temporary:
             save_file(tensors, temporary, metadata)
@@ -141,7 +155,8 @@ class LanguageModel(nn.Module):
         if metadata.get("schema") != str(SCHEMA):
             raise CheckpointError(f"{path} has schema {metadata.get('schema')}, this tdraft reads {SCHEMA}; train anew or update")
         try:
-            model = cls(LMConfig(**json.loads(metadata["config"])))
+            tokenizer = BPETokenizer.from_json(metadata["tokenizer"]) if "tokenizer" in metadata else None
+            model = cls(LMConfig(**json.loads(metadata["config"])), tokenizer=tokenizer)
             model.to(tensors["embedding"].dtype).load_state_dict(tensors)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{path}: weights and configuration disagree: {str(error).splitlines()[0]}") from None
@@ -149,7 +164,7 @@ class LanguageModel(nn.Module):
 
 
 def bits_per_byte(model: LanguageModel, tokens: np.ndarray, *, length: int | None = None, batch: int = 16) -> float:
-    """Mean of -log2 p(token | the tokens before it) over tokens[1:]; bits a token where tokens aren't bytes.
+    """-log2 p(token | the tokens before it) over tokens[1:], a byte of them by the model's tokenizer.
 
     Windows of `length` (default: the model's longest context) overlap by half, so that every prediction but the first ones
     sees at least length / 2 tokens.
@@ -160,7 +175,8 @@ def bits_per_byte(model: LanguageModel, tokens: np.ndarray, *, length: int | Non
     for begin, logits in sweep_logits(model, tokens, length, batch):
         target = torch.from_numpy(tokens[begin + 1 : begin + 1 + len(logits)].astype(np.int64))
         nats += F.cross_entropy(logits[: len(target)].double(), target, reduction="sum").item()
-    return nats / math.log(2) / (len(tokens) - 1)
+    bytes_ = len(tokens) - 1 if isinstance(model.tokenizer, ByteTokenizer) else model.tokenizer.byte_lengths[tokens[1:]].sum()
+    return nats / math.log(2) / float(bytes_)
 
 
 def predict_argmax(model: LanguageModel, tokens: np.ndarray, *, length: int | None = None, batch: int = 16) -> np.ndarray:

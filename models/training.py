@@ -1,26 +1,35 @@
-"""Training of language models: random windows, AdamW, warm-up and cosine, checkpoints from which a run goes on bit by bit.
+"""Training of language models: random windows, warm-up and cosine, checkpoints from which a run goes on bit by bit.
+
+In several processes (torchrun) each takes its part of a step's windows and the gradients are averaged.
 
 B batch   T window length   V vocabulary   N tokens in a text
 """
 
-import csv
 import hashlib
 import json
 import math
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from .distributed import average
 from .files import atomic_write
 from .language_model import CheckpointError, LanguageModel, bits_per_byte, predict_argmax
+from .optimizers import Optimizer, Optimizers, schedule
+from .precision import LossScaler, Masters, Precision, autocast, clip, has_fast_bf16, resolve, storage
+from .tokenizer import ByteTokenizer
+from .training_log import Log
 
 __all__ = [
     "TrainConfig",
@@ -30,14 +39,12 @@ __all__ = [
     "data_hash",
     "has_fast_bf16",
     "predict_argmax",
+    "schedule",
     "train_language_model",
 ]
 
-SCHEMA = 1
-COLUMNS = (
-    "step", "seconds", "tokens", "train/loss", "train/bits_per_byte", "train/lr", "train/grad_norm",
-    "time/tokens_per_second", "eval/bits_per_byte",
-)  # fmt: skip
+SCHEMA = 2
+SAMPLE = 240  # tokens of the text that TensorBoard shows at each evaluation
 
 
 class TrainingDiverged(RuntimeError):
@@ -53,9 +60,13 @@ class TrainConfig:
     seconds: float | None = None
     """A time budget instead of `steps`. The schedule then follows the clock, so that two runs are not bit-identical."""
     batch: int = 4
-    """Windows in an update, B."""
+    """Windows in a pass, B."""
+    accumulate: int = 1
+    """Passes in an update, whose gradients are averaged."""
     length: int = 256
     """Tokens in a window, T. A model is at home in contexts no longer than this."""
+    optimizer: Optimizer = "adamw"
+    """AdamW, or Muon for the backbone's matrices."""
     lr: float = 3e-3
     """Peak learning rate."""
     warmup: float = 0.05
@@ -67,11 +78,11 @@ class TrainConfig:
     beta2: float = 0.95
     """AdamW's decay of the squared gradient."""
     weight_decay: float = 0.1
-    """Of matrices; gains have none."""
+    """Of matrices; gains, rates and steps have none."""
     clip: float = 1.0
     """Largest norm of the gradient."""
-    bf16: bool = False
-    """Multiply matrices in bfloat16, with the weights in float32: faster where `has_fast_bf16()`, slower elsewhere."""
+    precision: Precision = "32-true"
+    """Lightning's strings; auto is bf16-mixed where the device multiplies bfloat16 fast."""
     seed: int = 0
     """Of the windows drawn (the initial weights are the model's affair)."""
     log_every: int = 20
@@ -80,6 +91,8 @@ class TrainConfig:
     """Steps between evaluations; there is one at the end too."""
     eval_tokens: int = 16384
     """Validation tokens in an evaluation."""
+    patience: int | None = None
+    """Stop after so many evaluations without a better one; model.safetensors is then the best model, not the last."""
     checkpoint_every: int = 500
     """Steps between checkpoints; there is one at the end too."""
 
@@ -90,7 +103,7 @@ class TrainResult:
 
     step: int  # updates done since the very beginning
     seconds: float  # spent on them
-    bits_per_byte: float  # on the validation tokens
+    bits_per_byte: float  # on the validation tokens; of the best evaluation where there is a `patience`
     finished: bool  # False when stopped by `stop`
 
 
@@ -103,115 +116,197 @@ def train_language_model(
     *,
     resume: bool = False,
     stop: int | None = None,
+    changed_text: bool = False,
 ) -> TrainResult:
     """Train `model` in place.
 
     With a `run_dir` it writes config.json, progress.csv, TensorBoard events, checkpoint.pt (all that a run needs to go on) and,
     at the end, model.safetensors. On a CPU, with `steps`, a run that was stopped or killed and resumed ends with the very bits
-    of one that wasn't, given the same number of threads.
+    of one that wasn't, given the same number of threads. In a process group the first process writes.
 
     :param train: (N,) token ids to learn from
     :param validation: (M,) token ids to evaluate on
     :param resume: go on from run_dir/checkpoint.pt where there is one, else begin
     :param stop: leave after this step, with a checkpoint: a run in two parts
+    :param changed_text: go on although the text is not that of the checkpoint
     :raises ValueError: too little text, or a run_dir in use without `resume`
     :raises CheckpointError: the checkpoint is damaged, or of another configuration, model or text
     :raises TrainingDiverged: the loss is NaN or infinite; the last checkpoint is kept
     """
     _check(config, train, validation, model)
-    started = time.perf_counter()
-    rng = np.random.default_rng(np.random.SeedSequence(config.seed))
-    optimizer = make_optimizer(model, config)
     checkpoint = None if run_dir is None else Path(run_dir) / "checkpoint.pt"
     identity = {"config": asdict(config), "model": asdict(model.config), "data": data_hash(train, validation)}
-    step, elapsed = 0, 0.0
+    saved = None
     if checkpoint is not None and checkpoint.exists():
         if not resume:
             raise ValueError(f"{checkpoint} is there already; resume it (resume=True, --resume) or choose another run_dir")
-        saved = _load_checkpoint(checkpoint, identity)
-        step, elapsed = saved["step"], saved["seconds"]
-    with torch.random.fork_rng(devices=[]), Log(run_dir, identity, step) as log:
-        torch.manual_seed(config.seed)
-        if step:
-            model.load_state_dict(saved["weights"])
-            optimizer.load_state_dict(saved["optimizer"])
-            rng.bit_generator.state = json.loads(saved["numpy_rng"])
-            torch.set_rng_state(saved["torch_rng"])
+        saved = _load_checkpoint(checkpoint, identity, changed_text)
+    run = _Run(model, config)
+    if saved is not None:
+        run.load_state_dict(saved)
+    writes = not dist.is_initialized() or dist.get_rank() == 0
+    with _torch_rng(config.seed, saved), Log(run_dir if writes else None, identity, run.step) as log:
 
         def save() -> None:
-            if checkpoint is not None:
-                rngs = {"numpy_rng": json.dumps(rng.bit_generator.state), "torch_rng": torch.get_rng_state()}
-                weights = {"weights": model.state_dict(), "optimizer": optimizer.state_dict()}
+            if checkpoint is not None and writes:
                 with atomic_write(checkpoint) as temporary:
-                    torch.save({"schema": SCHEMA, "step": step, "seconds": clock(), **identity, **weights, **rngs}, temporary)
-
-        def clock() -> float:
-            return elapsed + time.perf_counter() - started
-
-        def fraction() -> float:
-            return step / config.steps if config.seconds is None else min(clock() / config.seconds, 1.0)
+                    torch.save({"schema": SCHEMA, **identity, **run.state_dict()}, temporary)
 
         def evaluate() -> float:
-            return bits_per_byte(model, validation[: config.eval_tokens], length=config.length)
+            score = bits_per_byte(model, validation[: config.eval_tokens], length=config.length)
+            log.text(run.step, sample(model, validation))
+            if score < run.best:
+                run.best, run.worse = score, 0
+                if config.patience is not None and run_dir is not None and writes:
+                    model.save(Path(run_dir) / "model.safetensors")
+            else:
+                run.worse += 1
+            return score
 
         score, scored = math.nan, -1
-        since, tick = step, clock()
+        since, tick = run.step, run.clock()
         total = config.steps if config.seconds is None else round(config.seconds)
-        with tqdm(total=total, unit="step" if config.seconds is None else "s", disable=not sys.stderr.isatty()) as bar:
-            while fraction() < 1.0 and (stop is None or step < stop):
-                lr = config.lr * schedule(fraction(), config.warmup, config.final_lr)
-                window = draw(train, rng, config.batch, config.length)
-                loss, norm = update(model, optimizer, window, lr, config.clip, config.bf16)
-                if not (math.isfinite(loss) and math.isfinite(norm)):
-                    kept = (
-                        f"the last good checkpoint is {checkpoint}" if checkpoint and checkpoint.exists() else "nothing was saved"
-                    )
-                    raise TrainingDiverged(
-                        f"loss {loss}, gradient norm {norm} at step {step + 1}; lower lr ({config.lr:g}); {kept}"
-                    )
-                step += 1
-                if step % config.eval_every == 0:
-                    score, scored = evaluate(), step
-                if step % config.log_every == 0 or scored == step:
-                    now = clock()
-                    speed = (step - since) * config.batch * config.length / max(now - tick, 1e-9)
-                    since, tick = step, now
-                    tokens = step * config.batch * config.length
-                    log.row(
-                        step,
-                        (step, now, tokens, loss, loss / math.log(2), lr, norm, speed, score if scored == step else math.nan),
-                    )
-                if step % config.checkpoint_every == 0:
+        silent = not (writes and sys.stderr.isatty())
+        with tqdm(total=total, unit="step" if config.seconds is None else "s", disable=silent) as bar:
+            while not run.finished and (stop is None or run.step < stop):
+                lr, (loss, norm) = run.lr, run.update(train)
+                if math.isnan(loss) or not (math.isfinite(norm) or run.scaler.enabled):
+                    good = checkpoint is not None and checkpoint.exists()
+                    kept = f"the last good checkpoint is {checkpoint}" if good else "nothing was saved"
+                    where = f"loss {loss}, gradient norm {norm} at step {run.step + 1}"
+                    raise TrainingDiverged(f"{where}; lower lr ({config.lr:g}); {kept}")
+                run.step += 1
+                if run.step % config.eval_every == 0:
+                    score, scored = evaluate(), run.step
+                if run.step % config.log_every == 0 or scored == run.step:
+                    now, windows = run.clock(), config.batch * config.accumulate * run.processes
+                    speed = (run.step - since) * windows * config.length / max(now - tick, 1e-9)
+                    since, tick = run.step, now
+                    scale = run.scaler.scale if run.scaler.enabled else math.nan
+                    skipped = run.scaler.skipped if run.scaler.enabled else math.nan
+                    shown = score if scored == run.step else math.nan
+                    bits = loss / math.log(2) / bytes_per_token(model, train)
+                    tokens = run.step * windows * config.length
+                    log.row(run.step, (run.step, now, tokens, loss, bits, lr, norm, scale, skipped, speed, shown))
+                if run.step % config.checkpoint_every == 0:
                     save()
-                bar.n = step if config.seconds is None else round(clock())
-                bar.set_postfix_str(f"{loss / math.log(2):.3f} bits/byte", refresh=False)
+                bar.n = run.step if config.seconds is None else round(run.clock())
+                bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
                 bar.update(0)
-        save()
-        if scored != step:
+        if scored != run.step and run.step:
             score = evaluate()
-        finished = fraction() >= 1.0
-        if run_dir is not None and finished:
+        save()
+        if run_dir is not None and run.finished and config.patience is None and writes:
             model.save(Path(run_dir) / "model.safetensors")
-    return TrainResult(step, clock(), score, finished)
+    return TrainResult(run.step, run.clock(), score if config.patience is None else run.best, run.finished)
 
 
-def make_optimizer(model: LanguageModel, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101), with decay on the matrices alone."""
-    named = [(module, name, p) for module in model.modules() for name, p in module.named_parameters(recurse=False)]
-    matrices = [p for module, name, p in named if p.dim() >= 2 and name not in getattr(module, "undecayed", ())]
-    gains = [p for module, name, p in named if p.dim() < 2 or name in getattr(module, "undecayed", ())]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": gains, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
+class _Run:
+    """All of a training that changes: optimiser, scaler, generator, counters, clock."""
+
+    def __init__(self, model: LanguageModel, config: TrainConfig):
+        device = next(model.parameters()).device.type
+        self.model, self.config = model, config
+        self.precision = resolve(config.precision, device)
+        model.to(storage(self.precision))
+        self.autocast = autocast(self.precision, device)
+        self.masters = Masters(model.parameters())
+        decays = {"beta1": config.beta1, "beta2": config.beta2, "weight_decay": config.weight_decay}
+        self.optimizers = Optimizers(model, self.masters, config.optimizer, **decays)
+        self.scaler = LossScaler(self.precision.startswith("16"))
+        self.rng = np.random.default_rng(np.random.SeedSequence(config.seed))
+        self.step, self.elapsed, self.started = 0, 0.0, time.perf_counter()
+        self.best, self.worse = math.inf, 0
+        self.rank, self.processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+    def clock(self) -> float:
+        """Seconds since the very beginning, pauses left out."""
+        return self.elapsed + time.perf_counter() - self.started
+
+    @property
+    def fraction(self) -> float:
+        """Part of the run done."""
+        config = self.config
+        return self.step / config.steps if config.seconds is None else min(self.clock() / config.seconds, 1.0)
+
+    @property
+    def finished(self) -> bool:
+        return self.fraction >= 1.0 or (self.config.patience is not None and self.worse >= self.config.patience)
+
+    @property
+    def lr(self) -> float:
+        return self.config.lr * schedule(self.fraction, self.config.warmup, self.config.final_lr)
+
+    def update(self, tokens: np.ndarray) -> tuple[float, float]:
+        """One step down the mean cross-entropy of random windows; the weights stay when loss or gradient isn't finite.
+
+        :return: loss in nats a token, norm of the gradient before it is clipped
+        """
+        config, passes, lr = self.config, self.config.accumulate, self.lr
+        windows = draw(tokens, self.rng, config.batch * passes * self.processes, config.length)
+        own = windows.chunk(self.processes)[self.rank]
+        loss = 0.0
+        for window in own.to(next(self.model.parameters()).device).chunk(passes):
+            with self.autocast:
+                logits, _ = self.model(window[:, :-1])
+            part = F.cross_entropy(logits.flatten(0, 1).float(), window[:, 1:].flatten()) / passes
+            (part * self.scaler.scale).backward()
+            loss += part.item()
+        gradients = self.masters.take_gradients(self.scaler.scale)
+        if self.processes > 1:
+            loss = average(gradients, loss)
+        norm = clip(gradients, config.clip)
+        finite = math.isfinite(loss) and math.isfinite(norm)
+        if finite:
+            self.optimizers.step(lr)
+            self.masters.write_back()
+        try:
+            self.scaler.update(finite)
+        except FloatingPointError as error:
+            raise TrainingDiverged(f"{error} at step {self.step + 1}; lower lr ({config.lr:g}) or use bf16-mixed") from None
+        self.optimizers.zero_grad()
+        return loss, norm
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "weights": self.model.state_dict(),
+            "masters": self.masters.state_dict(),
+            "optimizers": self.optimizers.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "numpy_rng": json.dumps(self.rng.bit_generator.state),
+            "torch_rng": torch.get_rng_state(),
+            "counters": {"step": self.step, "elapsed": self.clock(), "best": self.best, "worse": self.worse},
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        self.model.load_state_dict(saved["weights"])
+        self.masters.load_state_dict(saved["masters"])
+        self.optimizers.load_state_dict(saved["optimizers"])
+        self.scaler.load_state_dict(saved["scaler"])
+        self.rng.bit_generator.state = json.loads(saved["numpy_rng"])
+        for name, value in saved["counters"].items():
+            setattr(self, name, value)
 
 
-def schedule(fraction: float, warmup: float, final: float) -> float:
-    """Learning rate as a part of the peak: linear from 0 over `warmup`, then a half cosine down to `final`.
+@contextmanager
+def _torch_rng(seed: int, saved: dict[str, Any] | None) -> Iterator[None]:
+    """torch's global generator seeded, or as in the checkpoint; as it was afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if saved is not None:
+            torch.set_rng_state(saved["torch_rng"])
+        yield
 
-    :param fraction: part of the run done, in [0, 1]
-    """
-    if fraction < warmup:
-        return (fraction + 1e-3) / (warmup + 1e-3)  # not 0 at the first step
-    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * (fraction - warmup) / max(1 - warmup, 1e-9)))
+
+def sample(model: LanguageModel, validation: np.ndarray, temperature: float = 0.8) -> str:
+    """How the model goes on with the beginning of the validation text; a bar parts what it was given from what it says."""
+    from .decoding.decoder import SpeculativeDecoder  # takes a second to import
+    from .decoding.sampling import Sampling
+
+    prompt = validation[: max(model.config.max_length // 2, 2)]
+    decoder = SpeculativeDecoder(model, sampling=Sampling(temperature=temperature))
+    text = decoder.generate(prompt, min(SAMPLE, model.config.max_length // 2)).tokens
+    return f"{model.tokenizer.decode(prompt[-80:])}|{model.tokenizer.decode(text)}"
 
 
 def draw(tokens: np.ndarray, rng: np.random.Generator, batch: int, length: int) -> Tensor:
@@ -220,29 +315,9 @@ def draw(tokens: np.ndarray, rng: np.random.Generator, batch: int, length: int) 
     return torch.from_numpy(tokens[starts[:, None] + np.arange(length + 1)].astype(np.int64))
 
 
-def update(
-    model: LanguageModel, optimizer: torch.optim.Optimizer, window: Tensor, lr: float, clip: float, bf16: bool = False
-) -> tuple[float, float]:
-    """One step down the mean cross-entropy of (B, T + 1) tokens; the weights stay when loss or gradient isn't finite.
-
-    :return: loss in nats a token, norm of the gradient before it is clipped
-    """
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.zero_grad(set_to_none=True)
-    with torch.autocast(window.device.type, torch.bfloat16, enabled=bf16):
-        logits, _ = model(window[:, :-1])
-    loss = F.cross_entropy(logits.flatten(0, 1).float(), window[:, 1:].flatten())
-    loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip).item()
-    if math.isfinite(loss.item()) and math.isfinite(norm):
-        optimizer.step()
-    return loss.item(), norm
-
-
-def has_fast_bf16() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware (avx512_bf16 or AMX)."""
-    return any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+def bytes_per_token(model: LanguageModel, tokens: np.ndarray) -> float:
+    """Mean length of the first tokens of a text."""
+    return 1.0 if isinstance(model.tokenizer, ByteTokenizer) else float(model.tokenizer.byte_lengths[tokens[:100_000]].mean())
 
 
 def data_hash(*texts: np.ndarray) -> str:
@@ -254,50 +329,14 @@ def data_hash(*texts: np.ndarray) -> str:
     return digest.hexdigest()[:16]
 
 
-class Log:
-    """progress.csv, config.json and TensorBoard events of a run; nothing at all without a folder."""
-
-    def __init__(self, run_dir: str | Path | None, identity: dict[str, Any], step: int):
-        self.file = self.events = None
-        if run_dir is None:
-            return
-        from torch.utils.tensorboard import SummaryWriter  # takes a second to import
-
-        run_dir = Path(run_dir)
-        with atomic_write(run_dir / "config.json") as temporary:
-            temporary.write_text(json.dumps(identity, indent=2) + "\n")
-        path = run_dir / "progress.csv"
-        rows = list(csv.reader(path.read_text().splitlines()))[1:] if step and path.exists() else []
-        rows = [row for row in rows if len(row) == len(COLUMNS) and int(row[0]) <= step]  # a kill leaves later ones
-        with atomic_write(path) as temporary, open(temporary, "w", newline="") as file:
-            csv.writer(file).writerows([COLUMNS, *rows])
-        self.file = open(path, "a", newline="")
-        self.events = SummaryWriter(str(run_dir), purge_step=step + 1)
-
-    def row(self, step: int, values: tuple[float, ...]) -> None:
-        """Write one value a column; NaN is left out."""
-        if self.file is not None and self.events is not None:
-            csv.writer(self.file).writerow(["" if v != v else f"{v:.7g}" if isinstance(v, float) else v for v in values])
-            self.file.flush()
-            for tag, value in zip(COLUMNS[3:], values[3:]):
-                if value == value:
-                    self.events.add_scalar(tag, value, step)
-
-    def __enter__(self) -> "Log":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.file is not None and self.events is not None:
-            self.file.close()
-            self.events.close()
-
-
 def _check(config: TrainConfig, train: np.ndarray, validation: np.ndarray, model: LanguageModel) -> None:
-    for name in ("steps", "batch", "length", "log_every", "eval_every", "checkpoint_every"):
+    for name in ("steps", "batch", "accumulate", "length", "log_every", "eval_every", "checkpoint_every"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be positive, got {getattr(config, name)}")
     if config.lr <= 0 or (config.seconds is not None and config.seconds <= 0):
         raise ValueError(f"lr and seconds must be positive, got lr={config.lr}, seconds={config.seconds}")
+    if config.seconds is not None and dist.is_initialized():
+        raise ValueError("several processes cannot share a time budget; give steps, not seconds")
     if config.length > model.config.max_length:
         raise ValueError(f"length {config.length} exceeds the model's max_length {model.config.max_length}; make one of them fit")
     if len(train) <= config.length or len(validation) < 2:
@@ -306,15 +345,18 @@ def _check(config: TrainConfig, train: np.ndarray, validation: np.ndarray, model
         )
 
 
-def _load_checkpoint(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
+def _load_checkpoint(path: Path, identity: dict[str, Any], changed_text: bool) -> dict[str, Any]:
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle fails in any way it likes
         raise CheckpointError(f"cannot read checkpoint {path}: {(str(error) or type(error).__name__).splitlines()[0]}") from None
     if not isinstance(saved, dict) or saved.get("schema") != SCHEMA:
         raise CheckpointError(f"{path} is not a training checkpoint of schema {SCHEMA}")
-    if saved["data"] != identity["data"]:
-        raise CheckpointError(f"{path} was trained on text {saved['data']}, this is {identity['data']}; choose another run_dir")
+    if saved["data"] != identity["data"] and not changed_text:
+        raise CheckpointError(
+            f"{path} was trained on text {saved['data']}, this is {identity['data']}: it has grown, shrunk or changed; "
+            "choose another run_dir, or say that you mean it (changed_text=True, --changed-text)"
+        )
     for part in ("config", "model"):
         for name, value in identity[part].items():
             if saved[part].get(name) != value:

@@ -1,7 +1,6 @@
 """`tdraft bench backbones`: every family learns the same tasks from the same sequences in the same number of steps."""
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,16 +28,14 @@ class BackboneBench:
     """families to train"""
     tasks: tuple[str, ...] = tuple(TASKS)
     """tasks to train on"""
-    steps: int = 1000
-    """training steps of each family on each task"""
-    batch: int = 32
-    """sequences a step"""
+    steps: int | None = None
+    """training steps of each family, by default the task's own number"""
     d_model: int = 64
     """width"""
     n_layers: int = 2
     """layers"""
-    lr: float = 3e-3
-    """highest learning rate: AdamW, warmed up over a tenth of the steps, then a cosine to nothing"""
+    lr: float = 1e-2
+    """highest learning rate: Adam, warmed up over a tenth of the steps, then a cosine to nothing"""
     seeds: int = 1
     """runs of each"""
     out: Path = Path("runs/backbones")
@@ -80,18 +77,19 @@ def score_of(task: Task, model: Reader, length: int, size: int = 256) -> float:
     return float((outputs.argmax(-1) == targets)[places].float().mean())
 
 
-def train(bench: BackboneBench, task: Task, family: str, seed: int, steps: Iterator[int]) -> tuple[Reader, float]:
-    """The trained model and the seconds that it took."""
+def train(bench: BackboneBench, task: Task, family: str, seed: int, n_steps: int) -> tuple[Reader, float]:
+    """The trained model and the seconds that it took.
+
+    No weight decays: Mamba's and S4's rates must not, and they are matrices, which no rule by shape would exempt.
+    """
     torch.manual_seed(seed)
     longest = {"max_length": 2 * max(task.test_lengths), "n_heads": 4} if family == "transformer" else {}
     model = Reader(task, make_backbone(family, d_model=bench.d_model, n_layers=bench.n_layers, **longest))
-    plain = [p for p in model.parameters() if p.dim() < 2]
-    groups = [{"params": [p for p in model.parameters() if p.dim() >= 2]}, {"params": plain, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=bench.lr)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, bench.lr, bench.steps, pct_start=0.1)
+    optimiser = torch.optim.Adam(model.parameters(), lr=bench.lr)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, bench.lr, n_steps, pct_start=0.1)
     rng, start = np.random.default_rng(seed), time.process_time()
-    for _ in steps:
-        batch = task.draw(rng, bench.batch, task.length, False)
+    for step in tqdm(range(n_steps), f"{task.name}, {family}", leave=False, disable=None):
+        batch = task.draw(rng, task.batch, task.length_at(step / n_steps), False)
         loss = loss_of(task, model(batch[0]), batch)
         optimiser.zero_grad()
         loss.backward()
@@ -113,21 +111,25 @@ def run(bench: BackboneBench) -> None:
         for name in bench.tasks:
             for family in bench.families:
                 rows += measured(bench, TASKS[name], family)
+                write(bench, rows)  # after each, as the whole takes half an hour
+    print(f"{table(rows)}\nwrote {bench.out}/table.md, rows.json and backbones.png")
+
+
+def write(bench: BackboneBench, rows: list[dict]) -> None:
+    """Rows, table and plot of what is measured so far."""
     write_rows(bench.out / "rows.json", rows)
     if bench.json is not None:
         write_rows(bench.json, rows)
     with atomic_write(bench.out / "table.md") as temporary:
         temporary.write_text(table(rows))
     draw(rows, bench.out / "backbones.png")
-    print(f"{table(rows)}\nwrote {bench.out}/table.md, rows.json and backbones.png")
 
 
 def measured(bench: BackboneBench, task: Task, family: str) -> list[dict]:
     """A row for each length that a family is tested at, and one for its seconds of training."""
     scores, seconds = np.zeros((bench.seeds, len(task.test_lengths))), np.zeros(bench.seeds)
     for seed in range(bench.seeds):
-        steps = tqdm(range(bench.steps), f"{task.name}, {family}", leave=False, disable=None)
-        model, seconds[seed] = train(bench, task, family, seed, iter(steps))
+        model, seconds[seed] = train(bench, task, family, seed, bench.steps or task.steps)
         scores[seed] = [score_of(task, model, length) for length in task.test_lengths]
     metric, unit = ("squared error", "1") if task.n_outputs == 1 else ("accuracy", "share")
     rows = [_row(f"{task.name}/{family}/{n}", metric, unit, scores[:, i]) for i, n in enumerate(task.test_lengths)]

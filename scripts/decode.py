@@ -11,10 +11,11 @@ import torch
 from tdraft.agents.decoding_baselines import static
 from tdraft.agents.policy_files import load_policy
 from tdraft.models.decoding.cost import CostModel
-from tdraft.models.decoding.decoder import Session, SpeculativeDecoder, until_stop
+from tdraft.models.decoding.decoder import SpeculativeDecoder, until_stop
 from tdraft.models.decoding.drafters import NGramDrafter
 from tdraft.models.decoding.policy import DraftPolicy
 from tdraft.models.decoding.sampling import Sampling
+from tdraft.models.decoding.session import Session
 from tdraft.models.language_model import LanguageModel
 from tdraft.models.tokenizer import ByteTokenizer
 from tdraft.scripts.loading import at_least, check_context, load_drafter_of, load_target
@@ -29,8 +30,9 @@ class Decode:
 
     target: Path
     """A language model, .safetensors."""
-    drafter: Path | None = None
-    """An n-gram model (.npz) or a one-layer language model (.safetensors); none decodes plainly."""
+    drafter: str | None = None
+    """An n-gram model (.npz), a one-layer language model or the target's heads (.safetensors), prompt-lookup, suffix, or
+    suffix:FILE, which looks into a file as well; none decodes plainly."""
     policy: Path | None = None
     """When to stop drafting: a file of `tdraft policies trace --save`."""
     static: int | None = None

@@ -22,7 +22,7 @@ from tdraft.models.decoding.trace import Trace
 from tdraft.models.files import atomic_write
 from tdraft.models.language_model import LanguageModel, LMConfig
 from tdraft.models.ngram import NGram
-from tdraft.models.training import TrainConfig, bits_per_byte, has_fast_bf16, predict_argmax, train_language_model
+from tdraft.models.training import TrainConfig, bits_per_byte, predict_argmax, train_language_model
 from tdraft.scripts.comparison import Comparison, compare
 from tdraft.scripts.live import NEAR_TIE, decode_live
 from tdraft.scripts.report import write_report
@@ -113,7 +113,7 @@ def build_models(demo: Demo, corpus: Corpus, stage: Stage) -> Models:
         if demo.resume and path.exists():
             return LanguageModel.load(path)
         model = LanguageModel(config, seed=demo.seed)
-        recipe = TrainConfig(seconds=seconds, batch=4, length=config.max_length, seed=demo.seed, bf16=has_fast_bf16())
+        recipe = TrainConfig(seconds=seconds, batch=4, length=config.max_length, seed=demo.seed, precision="auto")
         train_language_model(model, train, validation, recipe, folder / name, resume=demo.resume)
         model.save(path)
         return model

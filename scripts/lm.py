@@ -1,6 +1,6 @@
 """`tdraft lm`: train a language model on the corpus, count n-grams, evaluate either, or score sentences."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -8,18 +8,21 @@ import numpy as np
 import torch
 import tyro
 
+from tdraft.models.bpe import BPETokenizer
 from tdraft.models.corpus import Corpus, default_corpus, load_corpus
+from tdraft.models.distributed import process_group
 from tdraft.models.language_model import LanguageModel, LMConfig
 from tdraft.models.ngram import NGram
 from tdraft.models.ngrams.smoothing import Smoothing
 from tdraft.models.ngrams.words import WordModel
+from tdraft.models.pretrained import PRETRAINED, load_pretrained
 from tdraft.models.tokenizer import ByteTokenizer
-from tdraft.models.training import TrainConfig, TrainResult, bits_per_byte, train_language_model
+from tdraft.models.training import TrainConfig, bits_per_byte, train_language_model
 
 
 @dataclass(frozen=True)
 class LMTrain:
-    """Train a byte-level language model."""
+    """Train a language model; under `torchrun --nproc-per-node N -m tdraft.scripts.main lm train ...` in N processes."""
 
     run_dir: Path = Path("runs/lm")
     """Where config, progress, TensorBoard events, checkpoint and model.safetensors go."""
@@ -27,12 +30,16 @@ class LMTrain:
     """A text file or folder; by default the Python documentation and sources on this machine."""
     max_bytes: int | None = None
     """Use at most this much of the default corpus."""
+    tokenizer: Path | None = None
+    """A tokenizer.json of `tdraft lm tokenizer`; by default the tokens are bytes."""
     model: LMConfig = field(default_factory=LMConfig)
     training: TrainConfig = field(default_factory=TrainConfig)
     model_seed: int = 0
     """Of the initial weights."""
     resume: bool = False
     """Go on from the checkpoint in run_dir."""
+    changed_text: bool = False
+    """With --resume: go on although the text is not that of the checkpoint."""
     threads: int | None = None
     """Threads torch may use; by default its own choice."""
 
@@ -41,8 +48,9 @@ class LMTrain:
 class LMEval:
     """Bits per byte of a model on one split of the corpus; for n-grams of words, their perplexity on its lines."""
 
-    model: Path
-    """A network (.safetensors), a byte n-gram (.npz), or an n-gram of words (.arpa, .arpa.gz, .bin)."""
+    model: Path = Path("transformer")
+    """A network (.safetensors, or the name of one that comes with tdraft: transformer, mamba, drafter), a byte n-gram (.npz),
+    or an n-gram of words (.arpa, .arpa.gz, .bin)."""
     corpus: Path | None = None
     """A text file or folder; by default the Python documentation and sources on this machine."""
     max_bytes: int | None = None
@@ -61,8 +69,9 @@ class LMScore:
 
     text: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Sentences, each in quotation marks."""
-    model: Path
-    """A network (.safetensors), a byte n-gram (.npz), or an n-gram of words (.arpa, .arpa.gz, .bin)."""
+    model: Path = Path("transformer")
+    """A network (.safetensors, or the name of one that comes with tdraft: transformer, mamba, drafter), a byte n-gram (.npz),
+    or an n-gram of words (.arpa, .arpa.gz, .bin)."""
     words: bool = True
     """Print a line for each word or byte, not only the sums."""
 
@@ -91,21 +100,28 @@ class ScoreError(ValueError):
     """A model or a text that cannot be scored."""
 
 
-def train(config: LMTrain) -> TrainResult:
+def train(config: LMTrain) -> None:
     """Run `tdraft lm train`."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     corpus = _corpus(config.corpus, config.max_bytes)
-    model = LanguageModel(config.model, seed=config.model_seed)
-    print(f"{model.n_parameters:,} parameters, {len(corpus.train):,} training bytes of {corpus.name}")
-    result = train_language_model(
-        model, _tokens(corpus.train), _tokens(corpus.validation), config.training, config.run_dir, resume=config.resume
-    )
-    print(
-        f"{result.bits_per_byte:.3f} bits per byte on validation after {result.step} steps, {result.seconds:.0f} s; "
-        f"model {model.fingerprint} in {config.run_dir / 'model.safetensors'}"
-    )
-    return result
+    sizes, tokenizer = config.model, ByteTokenizer()
+    if config.tokenizer is not None:
+        tokenizer = BPETokenizer.load(config.tokenizer)
+        if sizes.vocab_size == LMConfig.vocab_size:  # not given
+            sizes = replace(sizes, vocab_size=tokenizer.vocab_size)
+    model = LanguageModel(sizes, config.model_seed, tokenizer)
+    texts = tokenizer.encode(corpus.train), tokenizer.encode(corpus.validation)
+    resume = {"resume": config.resume, "changed_text": config.changed_text}
+    with process_group() as rank:
+        if rank == 0:
+            print(f"{model.n_parameters:,} parameters, {len(texts[0]):,} training tokens of {corpus.name}")
+        result = train_language_model(model, *texts, config.training, config.run_dir, **resume)
+    if rank == 0:
+        print(
+            f"{result.bits_per_byte:.3f} bits per byte on the first of the validation text after {result.step} steps, "
+            f"{result.seconds:.0f} s; model {model.fingerprint} in {config.run_dir / 'model.safetensors'}"
+        )
 
 
 def evaluate(config: LMEval) -> float:
@@ -119,9 +135,9 @@ def evaluate(config: LMEval) -> float:
             f"words ({found.unknown:,} unknown; {found.sentences:,} lines, whose ends count) of {name}"
         )
         return found.with_unknown
-    tokens = _tokens(text)[: config.tokens]
+    tokens = (ByteTokenizer() if isinstance(model, NGram) else model.tokenizer).encode(text)[: config.tokens]
     bits = model.bits_per_token(tokens) if isinstance(model, NGram) else bits_per_byte(model, tokens, length=config.length)
-    print(f"{bits:.4f} bits per byte on {len(tokens):,} bytes of {name}, model {model.fingerprint}")
+    print(f"{bits:.4f} bits per byte on {len(tokens):,} tokens of {name}, model {model.fingerprint}")
     return bits
 
 
@@ -157,11 +173,14 @@ def score(config: LMScore) -> None:
             pieces, log10, unit = found.words, found.log10, "word"
             notes = ["unknown" if u else f"{m}-gram" for u, m in zip(found.unknown, found.matched)]
         else:
-            tokens = _tokens(text)
+            tokenizer = ByteTokenizer() if isinstance(model, NGram) else model.tokenizer
+            tokens = tokenizer.encode(text)
             if not len(tokens):
                 raise ScoreError("an empty text has no bytes to score; give a sentence")
             log10 = np.log10(model.probabilities(tokens)) if isinstance(model, NGram) else _log10(model, tokens)
-            pieces, unit = [repr(bytes([t]))[2:-1] for t in tokens.tolist()], "byte"
+            pieces, unit = [repr(tokenizer.decode_bytes([t]))[2:-1] for t in tokens.tolist()], "token"
+            if isinstance(tokenizer, ByteTokenizer):
+                unit = "byte"
             notes = [""] * len(pieces)
         if config.words:
             for piece, p, note in zip(pieces, log10, notes):
@@ -174,24 +193,25 @@ def score(config: LMScore) -> None:
 
 
 def _log10(model: LanguageModel, tokens: np.ndarray) -> np.ndarray:
-    """log10 p of each byte after those before it; the first, of which a network says nothing, is taken as one of 256."""
+    """log10 p of each token after those before it; the first, of which a network says nothing, is taken as one of V."""
     longest = model.config.max_length
     if len(tokens) > longest:
-        raise ScoreError(f"the text has {len(tokens)} bytes, the model reads {longest} at most; give a shorter one")
+        raise ScoreError(f"the text has {len(tokens)} tokens, the model reads {longest} at most; give a shorter one")
     with torch.inference_mode():
         logits, _ = model(torch.from_numpy(tokens[None]))
     p = torch.log_softmax(logits[0, :-1].double(), -1).gather(1, torch.from_numpy(tokens[1:, None]))[:, 0]
-    return np.concatenate([[-np.log10(256)], p.numpy() / np.log(10)])
+    return np.concatenate([[-np.log10(model.config.vocab_size)], p.numpy() / np.log(10)])
 
 
 def _load(path: Path) -> LanguageModel | NGram | WordModel:
     if path.suffix == ".npz":
         return NGram.load(path)
-    if path.suffix == ".safetensors":
-        return LanguageModel.load(path)
+    if path.suffix == ".safetensors" or str(path) in PRETRAINED:
+        return load_pretrained(path)
     if path.name.endswith((".arpa", ".arpa.gz", ".bin")):
         return WordModel.load(path)
-    raise ScoreError(f"{path} is no language model: give .safetensors, .npz, .arpa, .arpa.gz or .bin")
+    names = ", ".join(PRETRAINED)
+    raise ScoreError(f"{path} is no language model: give .safetensors, .npz, .arpa, .arpa.gz or .bin, or one of {names}")
 
 
 def _split(config: LMEval) -> tuple[bytes, str]:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tdraft.models.decoding.drafters import LMDrafter, NGramDrafter, load_drafter
+from tdraft.models.decoding.drafters import Drafter, load_drafter
 from tdraft.models.language_model import LanguageModel
 from tdraft.models.tokenizer import ByteTokenizer
 from tdraft.scripts.main import UsageError
@@ -23,19 +23,20 @@ def load_target(path: Path) -> LanguageModel:
     return target
 
 
-def load_drafter_of(path: Path, target: LanguageModel) -> NGramDrafter | LMDrafter:
-    """A drafter over the target's vocabulary."""
-    drafter = load_drafter(path)
-    size = drafter.model.config.vocab_size if isinstance(drafter, LMDrafter) else drafter.model.vocab_size
-    if size != target.config.vocab_size:
-        raise UsageError(f"{path} has a vocabulary of {size}, the target one of {target.config.vocab_size}: give another drafter")
+def load_drafter_of(path: str | Path, target: LanguageModel) -> Drafter:
+    """A drafter over the target's vocabulary, by file or name (`load_drafter`)."""
+    drafter = load_drafter(path, target)
+    if drafter.vocab_size != target.config.vocab_size:
+        raise UsageError(
+            f"{path} has a vocabulary of {drafter.vocab_size}, the target one of {target.config.vocab_size}: give another drafter"
+        )
     return drafter
 
 
-def check_context(drafter: NGramDrafter | LMDrafter, length: int) -> None:
-    """Refuse a drafter that cannot read texts of `length` bytes; an n-gram model reads any."""
-    if isinstance(drafter, LMDrafter) and drafter.model.config.max_length < length:
+def check_context(drafter: Drafter, length: int) -> None:
+    """Refuse a drafter that cannot read texts of `length` bytes."""
+    if drafter.max_length is not None and drafter.max_length < length:
         raise UsageError(
-            f"the drafter's context holds {drafter.model.config.max_length} bytes, prompt, text and draft may take {length}: "
+            f"the drafter's context holds {drafter.max_length} bytes, prompt, text and draft may take {length}: "
             "ask for less, or give another drafter"
         )

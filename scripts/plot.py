@@ -16,6 +16,7 @@ from tdraft.scripts.main import UsageError
 LABELS = {
     "rollout/ep_rew_mean": "reward of an episode (mean of the last 100)",
     "rollout/ep_len_mean": "length of an episode (mean of the last 100)",
+    "rollout/reward_rate": "reward of a step (mean since the last point)",
     "rollout/exploration_rate": "exploration rate",
     "train/td_error": "mean absolute TD error",
     "time/fps": "env steps per second",

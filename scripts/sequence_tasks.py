@@ -14,17 +14,24 @@ from torch import Tensor
 Batch = tuple[Tensor, Tensor, Tensor]  # inputs (B, T) int64 or (B, T, F) float32; targets (B, T) or (B,); (B, T) bool answers
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Task:
-    """A task and the lengths that it is trained and tested at."""
+    """A task, the lengths that it is trained and tested at, and what training it gets."""
 
     name: str
-    vocabulary: int  # of the inputs; 0: real vectors
-    n_inputs: int  # width of a real input vector; 0 for tokens
+    vocabulary: int = 0  # of the inputs; 0: real vectors
+    n_inputs: int = 0  # width of a real input vector; 0 for tokens
     n_outputs: int  # classes; 1: a number, whose squared error counts
-    length: int  # trained at
+    first_length: int  # of the first training sequences
+    length: int  # of the last
     test_lengths: tuple[int, ...]
+    steps: int
+    batch: int  # sequences a step
     draw: Callable[[np.random.Generator, int, int, bool], Batch]  # (rng, batch size, length, test)
+
+    def length_at(self, progress: float) -> int:
+        """How long the sequences are after a share of the training: they grow by a constant factor for four fifths of it."""
+        return round(self.first_length * (self.length / self.first_length) ** min(progress / 0.8, 1.0))
 
 
 COPIED, NOISE, QUERY, SYMBOLS = 8, 0, 1, 14  # symbols are the tokens from 2 on
@@ -98,9 +105,49 @@ def _tensors(inputs: np.ndarray, targets: np.ndarray, places: np.ndarray) -> Bat
 TASKS = {
     task.name: task
     for task in (
-        Task("selective-copying", 2 + SYMBOLS, 0, 2 + SYMBOLS, 48, (48,), selective_copying),
-        Task("induction-heads", 16, 0, 16, 64, (64, 128, 256), induction_heads),
-        Task("adding", 0, 2, 1, 64, (64,), adding),
-        Task("digits", 0, 1, 10, 64, (64,), digits),
+        Task(
+            name="selective-copying",
+            vocabulary=2 + SYMBOLS,
+            n_outputs=2 + SYMBOLS,
+            first_length=16,
+            length=256,
+            test_lengths=(256, 512),
+            steps=2000,
+            batch=16,
+            draw=selective_copying,
+        ),
+        Task(
+            name="induction-heads",
+            vocabulary=16,
+            n_outputs=16,
+            first_length=64,
+            length=64,
+            test_lengths=(64, 128, 256),
+            steps=600,
+            batch=32,
+            draw=induction_heads,
+        ),
+        Task(
+            name="adding",
+            n_inputs=2,
+            n_outputs=1,
+            first_length=64,
+            length=64,
+            test_lengths=(64,),
+            steps=800,
+            batch=32,
+            draw=adding,
+        ),
+        Task(
+            name="digits",
+            n_inputs=1,
+            n_outputs=10,
+            first_length=64,
+            length=64,
+            test_lengths=(64,),
+            steps=800,
+            batch=32,
+            draw=digits,
+        ),
     )
 }

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from tdraft.models.corpus import SPLITS, default_corpus, draw_prompts, load_corpus
-from tdraft.models.decoding.drafters import LMDrafter, NGramDrafter
+from tdraft.models.decoding.drafters import Drafter
 from tdraft.models.decoding.record import measure_cost, record
 from tdraft.models.decoding.sampling import Sampling
 from tdraft.models.language_model import LanguageModel
@@ -29,8 +29,9 @@ class RecordTrace:
 
     target: Path
     """A language model, .safetensors."""
-    drafter: Path
-    """An n-gram model (.npz) or a one-layer language model (.safetensors)."""
+    drafter: str
+    """An n-gram model (.npz), a one-layer language model or the target's heads (.safetensors), prompt-lookup, suffix, or
+    suffix:FILE, which looks into a file as well."""
     out: Path
     """Where the trace goes, .npz."""
     cost: Path | None = None
@@ -124,7 +125,7 @@ def run(options: RecordTrace) -> None:
 def _measure(
     path: Path,
     target: LanguageModel,
-    drafter: NGramDrafter | LMDrafter,
+    drafter: Drafter,
     prompts: np.ndarray,
     depth: int,
     sampling: Sampling,

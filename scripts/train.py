@@ -145,9 +145,12 @@ def train_one(
     finally:
         env.close()
     seconds = time.perf_counter() - began
-    reward = agent.statistics().get("rollout/ep_rew_mean", float("nan"))
+    numbers = agent.statistics()
+    reward, rate = (numbers.get(f"rollout/{name}", float("nan")) for name in ("ep_rew_mean", "reward_rate"))
     steps = f"{agent.num_timesteps - before:,} steps in {seconds:.1f} s ({agent.path})"
-    result = "no episode has ended yet" if np.isnan(reward) else f"mean reward of the last episodes {reward:.2f}"
+    result = f"mean reward of the last episodes {reward:.2f}"
+    if np.isnan(reward):
+        result = "no episode has ended yet" + ("" if np.isnan(rate) else f", reward per step lately {rate:.4g}")
     with bar.external_write_mode() if bar is not None else nullcontext():
         print(f"seed {seed}: {steps}, {result}, {folder}")
     return agent.num_timesteps >= options.timesteps, reward

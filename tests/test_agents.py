@@ -9,7 +9,7 @@ import pytest
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from tdraft import agents
-from tdraft.agents import AGENTS, Agent, QLearning, Sarsa
+from tdraft.agents import AGENTS, Agent, QLearning, Sarsa, checkpoint
 from tdraft.agents.base import DivergedError, SpaceError
 from tdraft.agents.checkpoint import CheckpointError
 from tdraft.agents.settings import SettingsError
@@ -123,6 +123,17 @@ def test_a_checkpoint_of_another_class(tmp_path):
     (tmp_path / "broken").write_bytes(b"PK\x03\x04 no archive")
     with pytest.raises(CheckpointError):
         Agent.load(tmp_path / "broken")
+
+
+def test_a_checkpoint_of_an_older_version_lacks_the_reward_earned(tmp_path):
+    agent = make("q-learning").learn(500)
+    agent.save(tmp_path / "new")
+    meta, arrays = checkpoint.read(tmp_path / "new")
+    del arrays["standing.earned"]
+    checkpoint.write(tmp_path / "old", meta, arrays)
+    old, new = (QLearning.load(tmp_path / name, env=agent.env).learn(500) for name in ("old", "new"))
+    assert_same(state(old), state(new))
+    assert old.reward_rate == pytest.approx(new.reward_rate, rel=1e-12)
 
 
 def test_a_fresh_process_finds_the_class_that_a_checkpoint_names(tmp_path):

@@ -160,7 +160,7 @@ def test_numbers_of_numpys_are_numbers():
 
 
 def test_features_and_envs_of_another_kind():
-    with pytest.raises(SpaceError, match="features must be a TileCoding or HashedFeatures, got ndarray"):
+    with pytest.raises(SpaceError, match="features must be a TileCoding, PeriodicTiles or HashedFeatures, got ndarray"):
         agents.LinearSarsa(Scripted(VECTORS), features=np.eye(2))  # pyright: ignore[reportArgumentType]
     with pytest.raises(SpaceError, match=r"trains on a gym\.Env, got 'CliffWalking-v1': make one with gym\.make"):
         agents.QLearning("CliffWalking-v1")  # pyright: ignore[reportArgumentType]

@@ -21,6 +21,7 @@ CHOICES = [
     {"alpha_decay": "exponential", "alpha_final": 0.01, "horizon": 2500},
     {"epsilon_decay": "visits", "epsilon": 1.0},
     {"epsilon_decay": "exponential", "epsilon_final": 0.01, "horizon": 2500, "behaviour": "epsilon-greedy"},
+    {"alpha_decay": "steps", "epsilon_decay": "steps", "alpha": 1.0},
     {"behaviour": "softmax", "alpha_decay": "visits", "average": 0.4, "horizon": 2500},
 ]
 
@@ -105,6 +106,15 @@ def test_step_sizes_by_visits_are_sample_averages():
     assert agent.q[0, 2] == pytest.approx(6.0, abs=1e-12)
 
 
+def test_step_sizes_by_steps_are_by_all_of_them():
+    agent = make("q-learning", alpha=0.6, alpha_decay="steps")
+    for state in (0, 1):
+        agent.begin(state)
+        agent.table.last[1] = 2
+        agent.step(10.0, 0.0, 47)
+    assert agent.q[0, 2] == pytest.approx(6.0) and agent.q[1, 2] == pytest.approx(3.0)
+
+
 def test_exploration_falls_as_it_says():
     agent = make("sarsa", epsilon=0.4, epsilon_final=0.1, epsilon_decay="exponential", horizon=100)
     assert agent.learn(50).epsilon == pytest.approx(0.2)
@@ -112,6 +122,7 @@ def test_exploration_falls_as_it_says():
     agent = make("sarsa", epsilon=0.4, epsilon_decay="visits")
     agent.learner.visits[7] = 2
     assert agent.epsilon == pytest.approx(0.05)
+    assert make("sarsa", epsilon=0.4, epsilon_decay="steps").learn(7).epsilon == pytest.approx(0.05)
 
 
 def test_expected_sarsa_expects_over_softmax():
@@ -142,6 +153,7 @@ def test_behaviours_that_find_the_cliffs_optimum():
         (Sarsa, {"alpha_decay": "exponential"}, "needs alpha and alpha_final above 0, and horizon"),
         (Sarsa, {"epsilon_decay": "exponential", "epsilon_final": 0.0, "horizon": 10}, "above 0"),
         (Sarsa, {"epsilon_decay": "visits", "epsilon_final": 0.1, "horizon": 10}, "has no epsilon_final"),
+        (Sarsa, {"alpha_decay": "steps", "alpha_final": 0.1, "horizon": 10}, "has no alpha_final"),
         (ExpectedSarsa, {"behaviour": "ucb"}, "which is no distribution"),
     ],
 )

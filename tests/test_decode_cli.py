@@ -187,7 +187,8 @@ TARGET = {"target": "target.safetensors", "prompt": PROMPT}
         ),
         (
             {**TARGET, "drafter": "text.txt", "static": 2},
-            "FOLDER/text.txt is no drafter: give an n-gram model (.npz) or a language model (.safetensors)",
+            "FOLDER/text.txt is no drafter: give an n-gram model (.npz), a language model or heads (.safetensors), or a name: "
+            "prompt-lookup, suffix or suffix:FILE",
         ),
         (
             {**TARGET, "drafter": "seven.safetensors", "static": 2},

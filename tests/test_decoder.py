@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from tdraft.models.decoding import observation as ob
-from tdraft.models.decoding.decoder import ContextTooLong, SpeculativeDecoder
+from tdraft.models.decoding.decoder import SpeculativeDecoder
 from tdraft.models.decoding.drafters import LMDrafter, NGramDrafter
 from tdraft.models.decoding.record import record
 from tdraft.models.decoding.sampling import Sampling
+from tdraft.models.decoding.session import ContextTooLong
 from tdraft.models.language_model import LanguageModel, LMConfig
 from tdraft.models.ngram import NGram
 

@@ -6,6 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
+from tdraft import agents
 from tdraft.agents import QLearning
 from tdraft.agents.curves import CurveError, bootstrap_band, common_steps, interquartile_mean, learning_curve, mean
 from tdraft.agents.runs import COLUMNS, STEP, RunLogger, read_progress
@@ -170,7 +171,7 @@ def test_seeds_of_different_length_share_the_common_steps(tmp_path, capsys):
         (
             ["{runs}", "--metric", "train/loss"],
             'has the metric "train/loss": they have rollout/ep_len_mean, rollout/ep_rew_mean, rollout/exploration_rate, '
-            "time/fps, train/td_error",
+            "rollout/reward_rate, time/fps, train/td_error",
         ),
         (["{runs}", "--out", "curves.txt"], "out must end in .png"),
     ],
@@ -207,6 +208,56 @@ def test_a_line_that_was_cut_off_is_no_row(tmp_path):
         rows = read_progress(tmp_path / "progress.csv")
         assert [row[STEP] for row in rows] == [10, 20][: whole[:cut].count(b"\n") - 1 if b"\n" in whole[:cut] else 0]
         assert all(row["train/td_error"] == 0.25 for row in rows)
+
+
+def test_rows_of_an_older_version_lack_a_column(tmp_path):
+    """They are read, kept by a run that goes on from them, and drawn."""
+    folder = tmp_path / "env" / "agent" / "seed0"
+    folder.mkdir(parents=True)
+    (folder / "progress.csv").write_text(f"{STEP},rollout/ep_rew_mean,train/td_error\n10,-3.0,0.5\n20,,0.25\n")
+    for _ in range(2):
+        rows = read_progress(folder / "progress.csv")
+        nothing = dict.fromkeys(COLUMNS, "")
+        assert rows == [
+            nothing | {STEP: 10, "rollout/ep_rew_mean": -3.0, "train/td_error": 0.5},
+            nothing | {STEP: 20, "train/td_error": 0.25},
+        ]
+        RunLogger(folder, {}, start=20).close()
+    assert main(["plot", str(tmp_path), "--out", str(tmp_path / "a.png"), "-m", "train/td_error"]) == 0
+    assert main(["plot", str(tmp_path), "--out", str(tmp_path / "a.png"), "-m", "rollout/reward_rate"]) == 2
+
+
+@pytest.mark.parametrize(("env", "agent"), [("tdraft/AccessControl-v0", "differential-sarsa"), ("CliffWalking-v1", "q-learning")])
+def test_the_reward_rate_is_the_reward_since_the_last_row_over_its_steps(env, agent, tmp_path):
+    """With episodes and without; on the interpreted path, where a wrapper counts the rewards, and on the compiled one."""
+
+    class Counting(gym.Wrapper):
+        total = 0.0
+
+        def step(self, action):
+            obs, reward, *rest = self.env.step(action)
+            self.total += float(reward)
+            return obs, reward, *rest
+
+    kind, counting, totals = getattr(agents, agents.AGENTS[agent]), Counting(gym.make(env)), [0.0]
+    first = kind(counting, seed=0)
+    assert first.path.startswith("interpreted")
+    first.learn(1000, log_dir=tmp_path / "a", log_every=130, callback=lambda _: totals.append(counting.total))
+    kind(gym.make(env), seed=0).learn(1000, log_dir=tmp_path / "b", log_every=130)
+    one, two = (read_progress(tmp_path / name / "progress.csv") for name in "ab")
+    steps = np.diff([0, *(row[STEP] for row in one)])
+    assert steps.tolist() == [130] * 7 + [90]
+    np.testing.assert_allclose([row["rollout/reward_rate"] for row in one], np.diff(totals) / steps, rtol=1e-12)
+    assert [row["rollout/reward_rate"] for row in one] == [row["rollout/reward_rate"] for row in two]
+    assert (one[-1]["rollout/ep_rew_mean"] == "") == (agent == "differential-sarsa")
+
+
+def test_training_without_episode_ends_says_what_it_earns(tmp_path, capsys):
+    given = ["--env", "tdraft/AccessControl-v0", "--timesteps", "5000", "--runs", str(tmp_path)]
+    assert main(["train", "differential-sarsa", *given]) == 0
+    [file] = tmp_path.rglob("progress.csv")
+    rate = read_progress(file)[-1]["rollout/reward_rate"]
+    assert f"no episode has ended yet, reward per step lately {rate:.4g}, " in capsys.readouterr().out
 
 
 def test_many_seeds_end_with_a_summary(runs, tmp_path, capsys):

@@ -257,7 +257,8 @@ def test_bands_of_many_seeds(tmp_path, capsys):
         [stored] = read.Tensors("custom_scalars__config__")
         layout = layout_pb2.Layout.FromString(stored.tensor_proto.string_val[0])
         titles = [chart.title for chart in layout.category[0].chart]
-        assert titles == ["rollout/ep_rew_mean", "rollout/ep_len_mean", "rollout/exploration_rate", "train/td_error"]
+        names = ("ep_rew_mean", "ep_len_mean", "reward_rate", "exploration_rate")
+        assert titles == [*(f"rollout/{name}" for name in names), "train/td_error"]
         [band] = layout.category[0].chart[0].margin.series
         assert (band.value, band.lower, band.upper) == tuple(f"rollout/ep_rew_mean/{name}" for name in ("mean", "low", "high"))
         assert main([*command, "--resume"]) == 0

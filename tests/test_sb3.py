@@ -115,6 +115,13 @@ def test_dqn_keeps_its_replay_buffer(tmp_path):
     assert loaded.model.replay_buffer.size() == 300
 
 
+@pytest.mark.parametrize("name", ["ppo", "dqn"])
+def test_every_step_of_cartpole_earns_one(name, tmp_path):
+    sb3.AGENTS[name](gym.make("CartPole-v1"), seed=0, net=(8,)).learn(100, log_dir=tmp_path, log_every=30)
+    rates = [row["rollout/reward_rate"] for row in read_progress(tmp_path / "progress.csv")]
+    assert len(rates) >= 4 and set(rates) == {1.0}
+
+
 def test_callback_stops_at_a_log_point():
     agent = sb3.PPO(gym.make("CartPole-v1"), seed=0, **SMALL)
     agent.learn(512, callback=lambda a: a.num_timesteps < 100, log_every=50)

@@ -16,12 +16,13 @@ import pytest
 import torch
 
 from tdraft.models.language_model import CheckpointError, LanguageModel, LMConfig
+from tdraft.models.optimizers import Optimizers
+from tdraft.models.precision import Masters
 from tdraft.models.training import (
     TrainConfig,
     TrainingDiverged,
     bits_per_byte,
     data_hash,
-    has_fast_bf16,
     predict_argmax,
     schedule,
     train_language_model,
@@ -81,15 +82,67 @@ def test_a_run_leaves_its_files(tmp_path):
         "train/loss", "train/bits_per_byte", "train/lr", "train/grad_norm", "time/tokens_per_second", "eval/bits_per_byte",
     }  # fmt: skip
     assert len(events.Scalars("train/loss")) == 4
+    assert [event.step for event in events.Tensors("samples/text_summary")] == [10, 20]
 
 
-def test_bfloat16_learns_and_leaves_float32_weights():
+def test_passes_of_an_update_are_one_batch():
+    one, two = tiny(), tiny()
+    train_language_model(one, TEXT, TEXT, replace(FAST, batch=8))
+    train_language_model(two, TEXT, TEXT, replace(FAST, batch=2, accumulate=4))
+    for a, b in zip(one.parameters(), two.parameters()):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["transformer", "gru"])
+def test_muon_learns_and_goes_on_bit_for_bit(tmp_path, family):
     text = np.array([1, 5, 2, 9, 3, 7, 4, 8] * 40, dtype=np.uint8)
+    sizes = replace(TINY, backbone=family, n_heads=2 if family == "transformer" else None)
+    config = replace(FAST, steps=150, lr=1e-2, optimizer="muon")
+    whole, half = LanguageModel(sizes, seed=1), LanguageModel(sizes, seed=1)
+    assert train_language_model(whole, text, text, config).bits_per_byte < 1.0  # 3 bits without looking back
+    train_language_model(half, text, text, config, tmp_path, stop=75)
+    resumed = LanguageModel(sizes, seed=1)
+    train_language_model(resumed, text, text, config, tmp_path, resume=True)
+    assert resumed.fingerprint == whole.fingerprint
+
+
+def test_what_has_no_decay_and_what_muon_takes():
+    model = LanguageModel(LMConfig(backbone="mamba", d_model=16, n_layers=1))
+    optimizers = Optimizers(model, Masters(model.parameters()), "muon", beta1=0.9, beta2=0.95, weight_decay=0.1)
+    adamw, muon = optimizers.optimizers
+    names = {id(p): name.removeprefix("backbone.layers.0.") for name, p in model.named_parameters()}
+    decayed, plain = ({names[id(p)] for p in group["params"]} for group in adamw.param_groups)
+    assert decayed == {"embedding", "conv1d.weight"} and adamw.param_groups[1]["weight_decay"] == 0.0
+    assert plain == {"A_log", "D", "conv1d.bias", "dt_proj.bias", "norm.gain", "backbone.norm.gain"}
+    assert {names[id(p)] for p in muon.param_groups[0]["params"]} == {
+        "in_proj.weight", "x_proj.weight", "dt_proj.weight", "out_proj.weight"
+    }  # fmt: skip
+    with pytest.raises(ValueError, match='got "sgd"'):
+        Optimizers(model, Masters(model.parameters()), "sgd", beta1=0.9, beta2=0.95, weight_decay=0.1)
+
+
+def test_patience_stops_early_and_keeps_the_best_model(tmp_path):
+    """A text that validation has nothing to do with: each evaluation is soon worse than the one before."""
+    other = np.random.default_rng(1).integers(0, 32, 300)
+    config = replace(FAST, steps=400, lr=1e-2, eval_every=5, patience=3)
     model = tiny()
-    result = train_language_model(model, text, text, replace(FAST, steps=150, lr=1e-2, bf16=True))
-    assert result.bits_per_byte < 0.2
-    assert all(p.dtype == torch.float32 for p in model.parameters())
-    assert isinstance(has_fast_bf16(), bool)
+    result = train_language_model(model, np.arange(500) % 8, other, config, tmp_path)
+    scores = [
+        float(row["eval/bits_per_byte"]) for row in csv.DictReader(open(tmp_path / "progress.csv")) if row["eval/bits_per_byte"]
+    ]
+    assert result.finished and result.step == 5 * len(scores) < 400
+    assert scores.index(min(scores)) == len(scores) - 4 and result.bits_per_byte == pytest.approx(min(scores), rel=1e-6)
+    best = LanguageModel.load(tmp_path / "model.safetensors")
+    assert bits_per_byte(best, other[: config.eval_tokens]) == pytest.approx(min(scores), rel=1e-6)
+
+
+def test_a_changed_text_is_taken_when_told(tmp_path):
+    train_language_model(tiny(), TEXT, TEXT, FAST, tmp_path, stop=5)
+    shrunk = TEXT[:400]
+    with pytest.raises(CheckpointError, match=r"grown, shrunk or changed.*--changed-text"):
+        train_language_model(tiny(), shrunk, TEXT, FAST, tmp_path, resume=True)
+    result = train_language_model(tiny(), shrunk, TEXT, FAST, tmp_path, resume=True, changed_text=True)
+    assert result.finished and result.step == 20
 
 
 def test_global_generator_is_left_alone():
@@ -205,6 +258,31 @@ def test_uniform_model_costs_log2_of_the_vocabulary():
 def test_data_hash_is_of_the_numbers():
     assert data_hash(TEXT) == data_hash(TEXT.astype(np.uint8)) != data_hash(TEXT[:-1])
     assert data_hash(TEXT[:100], TEXT[100:]) != data_hash(TEXT)
+
+
+PROCESSES = """
+import sys
+sys.path.insert(0, {tests!r})
+import test_training as t
+from tdraft.models.distributed import process_group
+t.torch.set_num_threads(1)
+with process_group():
+    t.train_language_model(t.tiny(), t.TEXT, t.TEXT, t.replace(t.FAST, batch=2), sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_with_twice_the_batch(tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(PROCESSES.format(tests=os.path.dirname(__file__)))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run([*torchrun, str(script), str(tmp_path / "two")], check=True, timeout=120, capture_output=True)
+    train_language_model(tiny(), TEXT, TEXT, FAST, tmp_path / "one")
+    one, two = (list(csv.DictReader(open(tmp_path / name / "progress.csv"))) for name in ("one", "two"))
+    assert len(one) == len(two) == 4
+    for name in ("tokens", "train/loss", "train/grad_norm", "eval/bits_per_byte"):
+        a, b = ([float(row[name]) for row in rows if row[name]] for rows in (one, two))
+        assert a == pytest.approx(b, rel=1e-5)
 
 
 WORKER = """

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from tdraft.kernels.jit import lean
 
 from .hashing import HashedFeatures
+from .periodic import PeriodicTiles
 from .tiles import TileCoding
 
 
@@ -59,7 +60,7 @@ def aggregation(n_states: int, n_groups: int) -> StateFeatures:
     return StateFeatures(groups[:, None], np.ones((n_states, 1)), n_groups)
 
 
-def active_features(points: ArrayLike, features: TileCoding | HashedFeatures) -> StateFeatures:
+def active_features(points: ArrayLike, features: TileCoding | PeriodicTiles | HashedFeatures) -> StateFeatures:
     """Tile coding of N points: T ones a row, at the tiles that hold the point (S&B sec. 9.5.4).
 
     :param points: (N, D), or (N,) for D = 1

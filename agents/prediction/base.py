@@ -6,7 +6,7 @@ table. Every rule is written once for all features.
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 from gymnasium import spaces
@@ -15,13 +15,12 @@ from numpy.typing import ArrayLike
 from tdraft.envs.compiled import draw
 from tdraft.kernels.jit import lean
 from tdraft.value.features import FourierBasis, StateFeatures, one_hot, state_features, state_value
-from tdraft.value.hashing import HashedFeatures
-from tdraft.value.tiles import TileCoding
 
 from ..base import Agent, Decision
 from ..checkpoint import CheckpointError
 from ..checks import SpaceError, check_observation, check_vectors
 from ..linear import default_tiles
+from ..linear_rules import Features
 from ..settings import Schedule, SettingsError, check, step_size
 from ..tabular import table_decide
 from .policies import constant_decide, padded, probabilities, ratios
@@ -117,7 +116,7 @@ class Prediction(Agent):
         returns; uniform by default. With vectors one of the last three
     :param behaviour: the policy that acts, likewise (with vectors (A,) only); `policy` by default
     :param features: `StateFeatures`, or a matrix X (S, F), one-hot by default; states beyond its rows have no features: value 0.
-        For vectors a `TileCoding`, `HashedFeatures` or `FourierBasis`, by default `uniform_tiles` over the bounds
+        For vectors a `TileCoding`, `PeriodicTiles`, `HashedFeatures` or `FourierBasis`, by default `uniform_tiles`
     :raises SettingsError: probabilities that do not sum to 1, or a behaviour that never does what the policy does
     :raises SpaceError: spaces of another kind, or features that do not fit them
     """
@@ -159,8 +158,10 @@ class Prediction(Agent):
             if isinstance(behaviour, Decision) or (decided and behaviour is not None):
                 raise SettingsError("off-policy over vectors, policy and behaviour must be (A,) probabilities")
             given = default_tiles(space, 8, 8) if features is None else features
-            if not isinstance(given, TileCoding | HashedFeatures | FourierBasis) or given.n_inputs > space.shape[0]:  # pyright: ignore[reportOptionalSubscript]
-                raise SpaceError(f"features must be a TileCoding, HashedFeatures or FourierBasis over {space}, got {given}")
+            if not isinstance(given, Features | FourierBasis) or given.n_inputs > space.shape[0]:  # pyright: ignore[reportOptionalSubscript]
+                raise SpaceError(
+                    f"features must be a TileCoding or one of its kind, or a FourierBasis, over {space}, got {given}"
+                )
             params, memory = (decided.params, decided.memory.copy()) if decided else ((), np.zeros(0))
             source, features = Source(given, np.zeros(1, np.int64), params, memory), blank_rows(given, self.rows)
             rules = type(self).begin_rule, type(self).step_rule, given.rule, value_rule(given), decided and decided.decide
@@ -204,7 +205,7 @@ class Prediction(Agent):
         prefix = "learner.source.features."
         stored = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
         if stored:
-            kind = next(k for k in (TileCoding, HashedFeatures, FourierBasis) if set(k._fields) == stored.keys())
+            kind = next(k for k in (*get_args(Features), FourierBasis) if set(k._fields) == stored.keys())
             self._given = (target[0], acting[0], kind(**stored))
         else:
             parts = arrays["learner.features.index"], arrays["learner.features.value"]

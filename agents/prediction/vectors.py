@@ -16,7 +16,7 @@ from tdraft.value.features import StateFeatures
 class Source(NamedTuple):
     """Where the rows come from."""
 
-    features: Any  # TileCoding, HashedFeatures or FourierBasis
+    features: Any  # TileCoding, PeriodicTiles, HashedFeatures or FourierBasis
     row: np.ndarray  # (1,) int64 the newest
     params: Any  # of the policy where it is a `Decision`, else ()
     memory: np.ndarray  # its scratch

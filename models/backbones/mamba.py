@@ -83,7 +83,8 @@ class Mamba(RecurrentBackbone):
     """A stack of Mamba blocks and a last norm.
 
     A few inputs of one sequence without gradients, in float32 on a CPU, are one call of a compiled kernel for all layers, which
-    reads the weights once; the states are interchangeable. Forward hooks of the modules inside are not called there.
+    reads the weights once; the states are interchangeable. Forward hooks of the modules inside are not called there, unless
+    `fused` is set to False.
 
     :param d_model: width D
     :param n_layers: blocks
@@ -118,6 +119,7 @@ class Mamba(RecurrentBackbone):
             for layer in layers:
                 layer.out_proj.weight /= math.sqrt(n_layers)  # as GPT-2: the stream's variance is then the same for any depth
         self._step = _Step(d_model, expand * d_model, d_state, d_conv, rank)
+        self.fused = True
 
     @property
     def family(self) -> str:
@@ -127,7 +129,7 @@ class Mamba(RecurrentBackbone):
         self, x: Tensor, state: RecurrentState | None = None, *, reset: Tensor | None = None, parents: Any = None
     ) -> tuple[Tensor, RecurrentState]:
         few = reset is None and x.dim() == 3 and x.shape[0] == 1 and x.shape[1] <= KEPT and x.dtype == torch.float32
-        if few and x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if few and self.fused and x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
             state = self.initial_state(1) if state is None else state
             addresses = self._step.addresses(self.layers)
             if addresses is not None and getattr(state, "family", None) == self.family:

@@ -1,20 +1,25 @@
 """Drafters: what proposes tokens, behind one small interface (`Drafter`).
 
 Greedy proposals are one-hot drafts, so that replayed traces are exact and DROP is lossless. `distribution()` gives the full
-distribution instead, for decoding with sampled drafts.
+distribution instead, for decoding with sampled drafts and for trees.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from tdraft.kernels.jit import Box
 from tdraft.kernels.ngram import draft as ngram_draft
 
+from ..backbones.base import State
 from ..language_model import LanguageModel
 from ..ngram import NGram
+from .trees import Tree, best_first
 
 
 class Proposal(NamedTuple):
@@ -33,6 +38,12 @@ class Drafter:
     """
 
     fingerprint: str
+    vocab_size: int
+    max_length: int | None = None
+    """Longest text, drafts included, that it can read; None: any that the target can."""
+    taps: tuple[int, ...] | None = None
+    """None: it needs nothing of the target. A tuple: it reads the target's hidden states, see `watch`, and beside the last ones
+    the outputs of these layers (from 0)."""
 
     def __init__(self):
         self.buffer = np.zeros(1, np.int64)
@@ -48,6 +59,17 @@ class Drafter:
             self.buffer = np.zeros(len(tokens) + room, np.int64)
         self.length = 0
         self.extend(tokens)
+
+    def watch(self, hidden: Tensor) -> None:
+        """What the target made of the tokens that it has just read and kept; called before `begin` and `extend`, and only where
+        `taps` is not None.
+
+        The target reads one token less than the text holds: the last one is its own choice, made from the last row.
+
+        :param hidden: (T, D * (1 + len(taps))), the target's last hidden states and behind them the outputs of the layers
+            `taps`; T = P - 1 before `begin` with a prompt of P tokens, else as many as `extend` brings
+        """
+        raise NotImplementedError
 
     def extend(self, tokens: np.ndarray | list[int]) -> None:
         """The text grew by these tokens; drafts are forgotten."""
@@ -65,6 +87,10 @@ class Drafter:
         self.buffer[place] = token
         self.drafted += 1
 
+    def forget(self) -> None:
+        """Drop the drafts; the text stays."""
+        self.drafted = 0
+
     def propose(self) -> Proposal:
         """Continue text and drafts greedily by one token."""
         raise NotImplementedError
@@ -72,6 +98,19 @@ class Drafter:
     def distribution(self) -> np.ndarray:
         """(V,) the model's probabilities after text and drafts."""
         raise NotImplementedError
+
+    def after(self, path: Sequence[int]) -> np.ndarray:
+        """(V,) the model's probabilities after the text and these drafts, in place of any others."""
+        self.forget()
+        for token in path:
+            self.draw(token)
+        return self.distribution()
+
+    def tree(self, nodes: int, depth: int) -> Tree:
+        """The likeliest continuations of the text, at most `nodes` tokens and none longer than `depth`; no drafts are left."""
+        tree = best_first(self.after, nodes, depth)
+        self.forget()
+        return tree
 
 
 class NGramDrafter(Drafter):
@@ -82,7 +121,7 @@ class NGramDrafter(Drafter):
         self.model = model
         self.tables = model.draft_tables()
         self.boxed_tables = Box(self.tables)
-        self.fingerprint = model.fingerprint
+        self.fingerprint, self.vocab_size = model.fingerprint, model.vocab_size
         self.token_seconds = 0.0  # what a drafted token costs inside a compiled round; `measure_cost` fills it in
 
     def propose(self) -> Proposal:
@@ -94,6 +133,14 @@ class NGramDrafter(Drafter):
         return self.model.distribution(self.buffer[: self.length + self.drafted])
 
 
+class Reading(NamedTuple):
+    """How far a language model has read a text and its drafts."""
+
+    length: int  # tokens
+    state: State  # after them
+    logits: np.ndarray  # (V,) of the next token; empty where none is read
+
+
 class LMDrafter(Drafter):
     """Proposes the likeliest token of a small language model, which keeps its own state of the text.
 
@@ -103,28 +150,35 @@ class LMDrafter(Drafter):
     def __init__(self, model: LanguageModel):
         super().__init__()
         self.model = model
-        self.fingerprint = model.fingerprint
-        self.state = self.draft_state = None
-        self.read = 0  # tokens of the text that `state` has seen
+        self.fingerprint, self.vocab_size = model.fingerprint, model.config.vocab_size
+        self.max_length = model.config.max_length
+        self._text = self._drafts = Reading(0, model.initial_state(1), np.empty(0))
 
     def begin(self, tokens: np.ndarray, room: int = 1024) -> None:
-        self.state, self.read = self.model.initial_state(1), 0
+        self._text = Reading(0, self.model.initial_state(1), np.empty(0))
         super().begin(tokens, room)
 
     def extend(self, tokens: np.ndarray | list[int]) -> None:
         super().extend(tokens)
-        self.draft_state = None
+        self._drafts = self._text
+
+    def forget(self) -> None:
+        super().forget()
+        self._drafts = self._text
 
     def _logits(self) -> np.ndarray:
+        """(V,) after text and drafts; one call reads whatever of them is unread."""
+        read, state, logits = self._drafts
         end = self.length + self.drafted
+        if read == end:
+            return logits
         with torch.inference_mode():
-            if self.draft_state is None:
-                unread = self.buffer[self.read : self.length]
-                logits, self.state = self.model(torch.from_numpy(unread[None]), self.state)
-                self.read, self.draft_state = self.length, self.state
-            else:
-                logits, self.draft_state = self.model(torch.from_numpy(self.buffer[None, end - 1 : end]), self.draft_state)
-            return logits[0, -1].double().numpy()
+            rows, state = self.model(torch.from_numpy(self.buffer[None, read:end]), state)
+        self._drafts = Reading(end, state, rows[0, -1].double().numpy())
+        if read < self.length:
+            new = self.length - read
+            self._text = Reading(self.length, state.at(new), rows[0, new - 1].double().numpy()) if self.drafted else self._drafts
+        return self._drafts.logits
 
     def propose(self) -> Proposal:
         token, confidence, entropy = greedy_features(self._logits())
@@ -138,20 +192,66 @@ class LMDrafter(Drafter):
 
 
 class DrafterError(ValueError):
-    """A file that holds no drafter."""
+    """A file that holds no drafter, or not one for this target."""
 
 
-def load_drafter(path: str | Path) -> NGramDrafter | LMDrafter:
-    """The drafter of a file: an n-gram model (.npz) or a small language model (.safetensors).
+def load_drafter(path: str | Path, target: LanguageModel | None = None) -> Drafter:
+    """The drafter of a file, or of a name: "prompt-lookup" and "suffix" look back in the text, "suffix:FILE" also in the bytes of
+    a file.
 
-    :raises DrafterError: another kind of file
+    :param path: an n-gram model (.npz), a language model or heads of a target (.safetensors), or a name
+    :param target: whose text is to be drafted; heads need theirs
+    :raises DrafterError: another kind of file, or heads without their target
     """
+    name, _, corpus = str(path).partition(":")
+    if name in ("prompt-lookup", "suffix"):
+        from .lookup_drafters import make_lookup
+
+        return make_lookup(name, corpus, 256 if target is None else target.config.vocab_size)
     kind = Path(path).suffix
     if kind == ".npz":
         return NGramDrafter(NGram.load(path))
-    if kind == ".safetensors":
+    if kind != ".safetensors":
+        raise DrafterError(
+            f"{path} is no drafter: give an n-gram model (.npz), a language model or heads (.safetensors), or a name: "
+            "prompt-lookup, suffix or suffix:FILE"
+        )
+    if _class_of(path) in (LanguageModel.__name__, None):  # whose own error says what is wrong with a file without a class
         return LMDrafter(LanguageModel.load(path))
-    raise DrafterError(f"{path} is no drafter: give an n-gram model (.npz) or a language model (.safetensors)")
+    from .head_drafters import load_head_drafter
+
+    if target is None:
+        raise DrafterError(f"{path} holds heads, which draft only with their target: give it too")
+    return load_head_drafter(path, target)
+
+
+def _class_of(path: str | Path) -> str | None:
+    """What a safetensors file says that it holds; None where it says nothing or cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("class")
+    except (OSError, SafetensorError):
+        return None
+
+
+def read_target(
+    target: LanguageModel, tokens: Tensor, state: Any, taps: tuple[int, ...] | None, parents: Any = None
+) -> tuple[Tensor, State, Tensor | None]:
+    """The target's logits (B, T, V), its state, and the hidden states (B, T, D * (1 + len(taps))) for drafters that ask.
+
+    :param tokens: (B, T)
+    :param taps: `Drafter.taps`
+    """
+    if taps is None:
+        logits, state = target(tokens, state, parents=parents)
+        return logits, state, None
+    if not taps:
+        hidden, state = target.hidden(tokens, state, parents=parents)
+        return target.logits(hidden), state, hidden
+    from ..backbones.taps import tapped
+
+    hidden, state, layers = tapped(target.backbone, target.embed(tokens), state, taps, parents=parents)
+    return target.logits(hidden), state, torch.cat([hidden, *layers], dim=-1)
 
 
 def greedy_features(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

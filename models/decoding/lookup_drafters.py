@@ -2,16 +2,19 @@
 
 Prompt lookup (Saxena 2023) copies what followed the last few tokens when they stood in the text before. The suffix automaton
 (Hu et al. 2024) finds the longest such context, however long, in constant time, counts what followed it, and can look into a
-corpus as well. Both draft chains; trees of their proposals are not made.
+corpus as well.
 """
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 
 from tdraft.kernels import suffix
 
 from .drafters import Drafter, DrafterError, Proposal
+
+LONGEST = 64  # what a proposal's order says at most: an observation's bound
 
 
 class PromptLookupDrafter(Drafter):
@@ -67,15 +70,15 @@ class SuffixDrafter(Drafter):
         suffix.extend(self._corpus, corpus.astype(np.int64))
         self._own = suffix.empty(0)
         self._weights = np.zeros((2, vocab_size))
-        self._matches = ((0, 0), (0, 0))  # state and length in the text and in the corpus, after text and drafts
-        self._corpus_match = (0, 0)  # in the corpus, after the text
+        self._text_matches = ((0, 0), (0, 0))  # state and length in the text and in the corpus, after the text
+        self._matches = self._text_matches  # after text and drafts
 
     def begin(self, tokens: np.ndarray, room: int = 1024) -> None:
         capacity = len(tokens) + min(room, 4096)  # it grows where that is not enough
         if len(self._own.states) < 2 * capacity + 2:
             self._own = suffix.empty(capacity)
         suffix.clear(self._own)
-        self._corpus_match = (0, 0)
+        self._text_matches = ((0, 0), (0, 0))
         super().begin(tokens, room)
 
     def extend(self, tokens: np.ndarray | list[int]) -> None:
@@ -86,11 +89,17 @@ class SuffixDrafter(Drafter):
             suffix.extend(self._own, self.buffer[: self.length])
         else:
             suffix.extend(self._own, new)
+        corpus = self._text_matches[1]
         for token in new:
-            self._corpus_match = suffix.advance(self._corpus, *self._corpus_match, token)
+            corpus = suffix.advance(self._corpus, *corpus, token)
         # the whole text is a state that nothing followed; its link is the longest end that stood in the text before
         before = max(0, int(self._own.states[self._own.size[suffix.LAST], suffix.LINK]))
-        self._matches = ((before, int(self._own.states[before, suffix.LENGTH])), self._corpus_match)
+        self._text_matches = ((before, int(self._own.states[before, suffix.LENGTH])), corpus)
+        self._matches = self._text_matches
+
+    def forget(self) -> None:
+        super().forget()
+        self._matches = self._text_matches
 
     def draw(self, token: int) -> None:
         super().draw(token)
@@ -110,7 +119,9 @@ class SuffixDrafter(Drafter):
     def propose(self) -> Proposal:
         token, p, length, places = self._look()
         self.draw(token)
-        return Proposal(token, float(p[token]), float(-(p * np.log(p)).sum()), float(length), float(np.log1p(places)))
+        return Proposal(
+            token, float(p[token]), float(-(p * np.log(p)).sum()), float(min(length, LONGEST)), float(np.log1p(places))
+        )
 
     def distribution(self) -> np.ndarray:
         return self._look()[1]
@@ -121,3 +132,15 @@ def _fingerprint(*parts: object) -> str:
     for part in parts:
         digest.update(part if isinstance(part, bytes) else f"{part} ".encode())
     return digest.hexdigest()[:16]
+
+
+def make_lookup(name: str, corpus: str, vocab_size: int) -> PromptLookupDrafter | SuffixDrafter:
+    """The drafter called "prompt-lookup" or "suffix".
+
+    :param corpus: a file whose bytes "suffix" looks into; "" for none
+    """
+    if name == "suffix":
+        return SuffixDrafter(np.frombuffer(Path(corpus).read_bytes(), np.uint8) if corpus else None, vocab_size)
+    if corpus:
+        raise DrafterError(f"prompt-lookup looks into the text alone, got {corpus}; suffix:{corpus} looks into a file too")
+    return PromptLookupDrafter(vocab_size=vocab_size)

@@ -15,9 +15,9 @@ from ..threads import one_thread
 from . import observation as ob
 from .acceptance import Sweep
 from .cost import CostModel
-from .decoder import Session, position_noise
-from .drafters import Drafter, LMDrafter, NGramDrafter, distribution_entropy, greedy_features
+from .drafters import Drafter, LMDrafter, NGramDrafter, distribution_entropy, greedy_features, read_target
 from .sampling import Sampling
+from .session import Session, position_noise
 from .trace import Trace
 from .verification import choose
 
@@ -49,26 +49,60 @@ def _propose_ngram(tables, before, tokens, depth, proposals, features):
             features[n, k, 2], features[n, k, 3] = order, np.log1p(count)
 
 
-def _propose(drafter: Drafter, prompts: np.ndarray, tokens: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+def _propose(
+    target: LanguageModel, drafter: Drafter, prompts: np.ndarray, tokens: np.ndarray, depth: int
+) -> tuple[np.ndarray, np.ndarray]:
     """The drafter's greedy continuation at every position: proposals (B, N, K) and features (B, N, K, 4)."""
     batch, n_tokens = tokens.shape
     proposals = np.zeros((batch, n_tokens, depth), np.int32)
     features = np.zeros((batch, n_tokens, depth, ob.N_FEATURES), np.float32)
-    if isinstance(drafter, NGramDrafter):
-        for b in range(batch):
-            _propose_ngram(drafter.tables, prompts[b], tokens[b], depth, proposals[b], features[b])
+    if isinstance(drafter, LMDrafter):
+        _propose_lm(drafter.model, prompts, tokens, proposals, features)
         return proposals, features
-    if not isinstance(drafter, LMDrafter):
-        raise TypeError(f"cannot record a trace of a {type(drafter).__name__}; record NGramDrafter or LMDrafter")
-    _, state = drafter.model(torch.from_numpy(prompts[:, :-1]))
-    text = np.concatenate([prompts[:, -1:], tokens[:, :-1]], axis=1)  # what position n has before it
-    nodes = text
+    for b in range(batch):
+        if isinstance(drafter, NGramDrafter):
+            _propose_ngram(drafter.tables, prompts[b], tokens[b], depth, proposals[b], features[b])
+        else:
+            text = np.concatenate([prompts[b], tokens[b, :-1]])
+            _propose_literally(target, drafter, text, proposals[b], features[b])
+    return proposals, features
+
+
+def _propose_lm(model: LanguageModel, prompts, tokens, proposals, features) -> None:
+    """All positions of all contexts beside each other, one call for each depth."""
+    n_tokens, depth = proposals.shape[1:]
+    _, state = model(torch.from_numpy(prompts[:, :-1]))
+    nodes = np.concatenate([prompts[:, -1:], tokens[:, :-1]], axis=1)  # what position n has before it
     for k in range(depth):
-        logits, _ = drafter.model(torch.from_numpy(nodes), state, parents=draft_tree(n_tokens, k))
+        logits, _ = model(torch.from_numpy(nodes), state, parents=draft_tree(n_tokens, k))
         token, features[:, :, k, 0], features[:, :, k, 1] = greedy_features(logits[:, -n_tokens:].double().numpy())
         proposals[:, :, k] = token
         nodes = np.concatenate([nodes, token], axis=1)
-    return proposals, features
+
+
+def _propose_literally(target: LanguageModel | None, drafter: Drafter, text: np.ndarray, proposals, features) -> None:
+    """Draft as a session would, after each of the last N beginnings of a text.
+
+    :param text: (T,) the last position's context
+    :param proposals, features: (N, K) and (N, K, 4), overwritten; position n is drafted after text[: T - N + 1 + n]
+    """
+    n_tokens, depth = proposals.shape
+    first = len(text) - n_tokens + 1
+    hidden = None
+    if drafter.taps is not None:
+        assert target is not None
+        whole = torch.from_numpy(text[None, :-1])
+        hidden = read_target(target, whole, target.initial_state(1), drafter.taps)[2]
+    for n in range(n_tokens):
+        old, new = (first + n - 1, first + n) if n else (0, first)
+        if hidden is not None:
+            drafter.watch(hidden[0, max(old - 1, 0) : new - 1])
+        if n:
+            drafter.extend(text[old:new])
+        else:
+            drafter.begin(text[:first], n_tokens + depth)
+        for k in range(depth):
+            proposals[n, k], *features[n, k] = drafter.propose()
 
 
 def plain_text(target: LanguageModel, prompts: np.ndarray, n_tokens: int, sampling: Sampling, keys: np.ndarray) -> np.ndarray:
@@ -146,7 +180,7 @@ def record(
     with torch.inference_mode():
         for i in trange(0, contexts, batch, desc="record", disable=not progress, leave=False):
             rows = slice(i, min(i + batch, contexts))
-            proposals[rows], features[rows] = _propose(drafter, prompts[rows], tokens[rows], depth)
+            proposals[rows], features[rows] = _propose(target, drafter, prompts[rows], tokens[rows], depth)
             text = np.concatenate([prompts[rows, -1:], tokens[rows, :-1]], axis=1)
             before, state = target(torch.from_numpy(prompts[rows, :-1]))
             logits = []
@@ -190,9 +224,23 @@ def text_logits(target: LanguageModel, tokens: np.ndarray) -> np.ndarray:
     return out
 
 
-def sweep(logits: np.ndarray, tokens: np.ndarray, drafter: Drafter, sampling: Sampling) -> Sweep:
-    """What the target with these `text_logits` says of a drafter's proposal at every position of a text."""
-    proposals, features = _propose_along(drafter, tokens)
+def sweep(
+    logits: np.ndarray,
+    tokens: np.ndarray,
+    drafter: Drafter,
+    sampling: Sampling,
+    *,
+    target: LanguageModel | None = None,
+    window: int = 256,
+) -> Sweep:
+    """What the target with these `text_logits` says of a drafter's proposal at every position of a text.
+
+    :param target: needed by a drafter that reads its hidden states
+    :param window: tokens of the text that a drafter without a fast path sees at most, and a quarter of them at least: it drafts
+        literally at every position, and what looks back should look as far as in a session
+    """
+    with torch.inference_mode():
+        proposals, features = _propose_along(drafter, tokens, target, window)
     probability, entropy = np.empty(len(tokens)), np.empty(len(tokens), np.float32)
     for i in range(0, len(tokens), 1 << 15):
         rows = slice(i, i + (1 << 15))
@@ -202,7 +250,9 @@ def sweep(logits: np.ndarray, tokens: np.ndarray, drafter: Drafter, sampling: Sa
     return Sweep(tokens, proposals, features, probability, entropy)
 
 
-def _propose_along(drafter: Drafter, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _propose_along(
+    drafter: Drafter, tokens: np.ndarray, target: LanguageModel | None, window: int
+) -> tuple[np.ndarray, np.ndarray]:
     """The drafter's greedy next token after each of tokens (N,): proposals (N,) and features (N, 4)."""
     proposals, features = np.zeros((len(tokens), 1), np.int32), np.zeros((len(tokens), 1, ob.N_FEATURES), np.float32)
     if isinstance(drafter, NGramDrafter):
@@ -212,7 +262,14 @@ def _propose_along(drafter: Drafter, tokens: np.ndarray) -> tuple[np.ndarray, np
             rows = slice(begin, begin + len(logits))
             proposals[rows, 0], features[rows, 0, 0], features[rows, 0, 1] = greedy_features(logits.double().numpy())
     else:
-        raise TypeError(f"cannot sweep with a {type(drafter).__name__}; give an NGramDrafter or an LMDrafter")
+        if drafter.taps is not None and target is None:
+            raise TypeError(f"{type(drafter).__name__} reads the target's hidden states: sweep with target=")
+        done = 1  # a text of one token, where no session begins, is left at 0
+        while done < len(tokens):
+            start = max(done - window // 4, 0)
+            end = min(start + window, len(tokens))
+            _propose_literally(target, drafter, tokens[start:end], proposals[done:end], features[done:end])
+            done = end
     return proposals[:, 0], features[:, 0]
 
 

@@ -35,6 +35,30 @@ def verify_greedy_drafts(p: np.ndarray, drafts: Sequence[int], noise: np.ndarray
     return len(drafts), choose(p[-1], noise[-1])
 
 
+def verify_tree(
+    p: np.ndarray, tokens: Sequence[int] | np.ndarray, parents: Sequence[int] | np.ndarray, noise: np.ndarray
+) -> tuple[list[int], int]:
+    """Accept the longest path of a tree of drafts that is what the target draws from the positions' own noise.
+
+    Whatever the tree, the target's token after each text is settled by p and the position's noise, so that what is emitted is
+    what plain decoding with the same noise emits.
+
+    :param p: (M + 1, V) target distributions, p[0] after the text, p[i + 1] after node i
+    :param tokens: (M,) tokens
+    :param parents: (M,) the node that each one follows, parents[i] < i; -1 for the text
+    :param noise: (D + 1,) uniforms, one a position; D is the depth of the tree
+    :return: (nodes of the path, next token)
+    """
+    paths: dict[int, list[int]] = {-1: []}
+    choices = {-1: choose(p[0], noise[0])}
+    for node, (token, parent) in enumerate(zip(tokens, parents)):
+        if choices.get(int(parent)) == token:
+            paths[node] = [*paths[int(parent)], node]
+            choices[node] = choose(p[node + 1], noise[len(paths[node])])
+    last = max(paths, key=lambda node: len(paths[node]))
+    return paths[last], choices[last]
+
+
 def residual(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     """norm(max(p - q, 0)), (V,); p itself where p = q and nothing is left, a case that is never drawn from."""
     excess = np.maximum(p - q, 0.0)
