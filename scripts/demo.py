@@ -22,6 +22,7 @@ from tdraft.models.decoding.trace import Trace
 from tdraft.models.files import atomic_write
 from tdraft.models.language_model import LanguageModel, LMConfig
 from tdraft.models.ngram import NGram
+from tdraft.models.pretrained import load_pretrained
 from tdraft.models.training import TrainConfig, bits_per_byte, predict_argmax, train_language_model
 from tdraft.scripts.comparison import Comparison, compare
 from tdraft.scripts.live import NEAR_TIE, decode_live
@@ -34,7 +35,7 @@ DISTILLED, ONE_LAYER = "distilled 6-gram", "one-layer LM"
 
 @dataclass(frozen=True)
 class Demo:
-    """Train a target, build drafters, record traces, learn when to stop drafting, and decode with it."""
+    """Take the target that comes with tdraft, build drafters, record traces, learn when to stop drafting, and decode with it."""
 
     out: Path = Path("runs/demo")
     """folder of models, traces, policies, report.md, report.json, plots and TensorBoard events"""
@@ -42,12 +43,14 @@ class Demo:
     """a file or folder of your own text; by default Python's own documentation and sources"""
     resume: bool = False
     """reuse the models and traces that a former run left in --out"""
+    train: bool = False
+    """train a small target and one-layer drafter from scratch; by default they are those that come with tdraft"""
     sb3: bool = False
     """train Stable-Baselines3's PPO and DQN too, at the measured costs"""
     target_seconds: float = 115.0
-    """training time of the target"""
+    """training time of the target, with --train"""
     drafter_seconds: float = 20.0
-    """training time of the one-layer drafter"""
+    """training time of the one-layer drafter, with --train"""
     distil_bytes: int = 1_200_000
     """training text that the n-gram is relabelled on with the target's choices"""
     sweep_bytes: int = 400_000
@@ -109,6 +112,8 @@ def build_models(demo: Demo, corpus: Corpus, stage: Stage) -> Models:
     )
 
     def language_model(name: str, config: LMConfig, seconds: float) -> LanguageModel:
+        if not demo.train:
+            return load_pretrained("transformer" if name == "target" else name)
         path = folder / f"{name}.safetensors"
         if demo.resume and path.exists():
             return LanguageModel.load(path)
@@ -126,16 +131,17 @@ def build_models(demo: Demo, corpus: Corpus, stage: Stage) -> Models:
         model.save(path)
         return model
 
+    verb = "train" if demo.train else "read"
     length = max(demo.prompt + demo.tokens + demo.depth + 2, 256)
     config = LMConfig(d_model=128, n_layers=4, n_heads=4, max_length=length)
-    target = stage("train the target", lambda: language_model("target", config, demo.target_seconds))
+    target = stage(f"{verb} the target", lambda: language_model("target", config, demo.target_seconds))
     ngram = stage("count n-grams", lambda: counted("ngram", lambda: NGram.fit(train, order=6)))
     sample, rest = np.split(train[: demo.distil_bytes + demo.sweep_bytes], [min(demo.distil_bytes, len(train) * 3 // 4)])
     distilled = stage(
         "distil n-grams", lambda: counted("distilled", lambda: ngram.distill(sample, predict_argmax(target, sample)))
     )
     small = LMConfig(d_model=64, n_layers=1, n_heads=2, max_length=length)
-    drafter = stage("train the drafter", lambda: language_model("drafter", small, demo.drafter_seconds))
+    drafter = stage(f"{verb} the drafter", lambda: language_model("drafter", small, demo.drafter_seconds))
     probe = test[:100_000]
     bits = stage(
         "score on the test split",

@@ -54,6 +54,7 @@ SUBCOMMANDS: dict[str, dict[str, tuple[str, ...]]] = {
         "backbones": ("BackboneBench", "run", "tdraft.scripts.bench_backbones"),
         "drafters": ("DraftersBench", "run", "tdraft.scripts.bench_drafters"),
         "embed": ("EmbedBench", "embed", "tdraft.scripts.bench_embed"),
+        "lm": ("LMBench", "run", "tdraft.scripts.bench_lm"),
         "hippo": ("HippoBench", "hippo", "tdraft.scripts.bench_hippo"),
         "scan": ("ScanBench", "run", "tdraft.scripts.bench_scan"),
     },

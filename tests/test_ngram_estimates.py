@@ -1,11 +1,11 @@
 """Smoothings against slow definitions and kenlm's own estimates; perplexity, sentence scores, plausibility."""
 
-import re
 from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
 import pytest
+from plausibility import changed, prose, spaced, split
 
 from tdraft.models.corpus import default_corpus
 from tdraft.models.ngram import NGram, NGramError
@@ -159,41 +159,18 @@ def test_sentence_scores():
     assert model.score("").words == ["</s>"]
 
 
-def sentences(text: bytes, prose: bool = False) -> list[str]:
-    """Lower-case words, numbers and a few marks, by paragraph and full stop; `prose` keeps whole sentences of 6 to 40 words."""
-    found = []
-    for paragraph in re.split(r"\n\s*\n", text.decode(errors="replace")):
-        for sentence in re.split(r"(?<=[.!?])\s+", " ".join(paragraph.split())):
-            words = re.findall(r"[a-z_]+(?:'[a-z]+)?|[0-9]+|[,;:()]", sentence.lower())
-            whole = re.fullmatch(r"[A-Z][A-Za-z' ,\-]+\.", sentence) and 6 <= len(words) <= 40
-            if whole or (words and not prose):
-                found.append(" ".join(words))
-    return found
-
-
 def test_it_prefers_the_original():
     """The default corpus' words: sentences of the test split (other modules than those trained on) against the same with two
     words swapped, with one replaced by any word, and with one replaced by a word drawn as often as it is used. min_count = 2 was
     chosen on the validation split."""
     corpus = default_corpus()
-    training = sentences(corpus.train)
+    training = [line for sentence in split(corpus.train) if (line := spaced(sentence))]
     model = WordModel.fit(training, 5, min_count=2)
-    originals = sentences(corpus.test, prose=True)
-    rng, names = np.random.default_rng(0), model.vocabulary.words[2:]
+    originals = prose(corpus.test)
     used = [w for w in " ".join(training).split() if w in model.vocabulary.ids]
-    changed = {"two swapped": [], "one replaced by any": [], "one replaced by a usual one": []}
-    for sentence in originals:
-        words = sentence.split()
-        i, j = rng.choice(len(words), 2, replace=False)
-        while words[i] == words[j]:
-            i, j = rng.choice(len(words), 2, replace=False)
-        swapped = list(words)
-        swapped[i], swapped[j] = words[j], words[i]
-        others = [[*words[:i], draw[rng.integers(len(draw))], *words[i + 1 :]] for draw in (names, used)]
-        for kind, other in zip(changed.values(), (swapped, *others)):
-            kind.append(" ".join(other))
-    scores = model.totals(originals)
-    preferred = {kind: float((scores > model.totals(other)).mean()) for kind, other in changed.items()}
+    others = changed(originals, model.vocabulary.words[2:], used)
+    scores = model.totals(map(spaced, originals))
+    preferred = {kind: float((scores > model.totals(map(spaced, other))).mean()) for kind, other in others.items()}
     print(len(originals), preferred)
     assert len(originals) >= 100
     assert preferred["two swapped"] >= 0.9
