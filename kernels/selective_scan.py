@@ -156,10 +156,14 @@ def _(gy, gafter, u, dt, A, B, C, D, state, reset, parents, after, marks, backen
 def _keep(ctx, inputs, output):
     *tensors, ctx.backend = inputs
     _, after, marks = output
+    ctx.set_materialize_grads(False)  # zeros for the marks would be as large as y
     ctx.save_for_backward(*tensors, after, marks)
 
 
 def _gradients(ctx, gy, gafter, gmarks):
+    u, after = ctx.saved_tensors[0], ctx.saved_tensors[-2]
+    gy = torch.zeros_like(u) if gy is None else gy
+    gafter = torch.zeros_like(after) if gafter is None else gafter
     return *_scan_backward(gy, gafter, *ctx.saved_tensors, ctx.backend), None, None, None
 
 

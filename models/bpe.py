@@ -144,10 +144,12 @@ class BPETokenizer:
         :param vocab_size: at most so many tokens, 256 or more; a small text has fewer
         :param min_count: a pair that stands less often is not merged
         :raises ImportError: without the `tokenizers` library
-        :raises TokenizerError: an empty text, or a vocabulary smaller than 256
+        :raises TokenizerError: a text without a pair to merge, a vocabulary smaller than 256, or min_count below 1
         """
         if vocab_size < 256:
             raise TokenizerError(f"vocab_size must be at least 256, one for each byte, got {vocab_size}")
+        if min_count < 1:
+            raise TokenizerError(f"min_count must be at least 1, got {min_count}")
         try:
             from tokenizers import Tokenizer, models, pre_tokenizers, trainers
         except ImportError:

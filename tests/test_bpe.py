@@ -221,6 +221,8 @@ def test_damaged_files_are_refused_with_their_place(ours, tmp_path):
 def test_impossible_trainings_are_refused():
     with pytest.raises(TokenizerError, match="at least 256"):
         BPETokenizer.train("text", 255)
+    with pytest.raises(TokenizerError, match="min_count must be at least 1, got -1"):
+        BPETokenizer.train("text", 300, -1)
     for text in ("", [], "abc"):
         with pytest.raises(TokenizerError, match="2 times"):
             BPETokenizer.train(text, 300)

@@ -1,5 +1,6 @@
 """Trees of drafts: the best ones by brute force, and texts decoded with them against plain decoding."""
 
+from functools import cache
 from itertools import product
 
 import numpy as np
@@ -15,7 +16,7 @@ from tdraft.models.decoding.verification import choose, verify_greedy_drafts, ve
 from tdraft.models.language_model import LanguageModel, LMConfig
 from tdraft.models.ngram import NGram
 
-V, CONTEXT = 6, 96
+V, CONTEXT = 6, 60
 PROMPT = np.array([0, 3, 1, 4, 2])
 
 
@@ -33,8 +34,13 @@ def target(request):
     return make_target(request.param)
 
 
+@cache
+def text_of(target: LanguageModel) -> np.ndarray:
+    return np.array(SpeculativeDecoder(target, sampling=Sampling(0.8)).generate(np.array([1, 2]), 90, key=3).tokens)
+
+
 def make_drafter(kind: str, target: LanguageModel):
-    text = np.array(SpeculativeDecoder(target, sampling=Sampling(0.8)).generate(np.array([1, 2]), 90, key=3).tokens)
+    text = text_of(target)
     small = LMConfig(V, d_model=8, n_layers=1, n_heads=2, max_length=CONTEXT + 8)
     return {
         "n-gram": lambda: NGramDrafter(NGram.fit(text, order=3, vocab_size=V)),

@@ -1,6 +1,6 @@
-"""Tile coding in which chosen dimensions wrap around, as angles do (Sutton & Barto sec. 9.5.4; `tileswrap` of Sutton's tile software).
+"""Tile coding in which chosen dimensions wrap around, as angles do (Sutton & Barto sec. 9.5.4; `tileswrap` of Sutton's software).
 
-`TileCoding` finds a tile by comparing with edges, which may be uneven; here tiles are of equal width, and one is found by dividing.
+`TileCoding` finds a tile by comparing with edges, which may be uneven; here all are of one width, and one is found by dividing.
 """
 
 from collections.abc import Sequence

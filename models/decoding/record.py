@@ -49,10 +49,16 @@ def _propose_ngram(tables, before, tokens, depth, proposals, features):
             features[n, k, 2], features[n, k, 3] = order, np.log1p(count)
 
 
-def _propose(
+def propose(
     target: LanguageModel, drafter: Drafter, prompts: np.ndarray, tokens: np.ndarray, depth: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The drafter's greedy continuation at every position: proposals (B, N, K) and features (B, N, K, 4)."""
+    """The drafter's greedy continuation at every position of texts: proposals (B, N, K) and features (B, N, K, 4).
+
+    :param target: whose hidden states a drafter may read
+    :param prompts: (B, P) int64
+    :param tokens: (B, N) int64, what follows them; position n is drafted after the prompt and tokens[:, :n]
+    :param depth: K
+    """
     batch, n_tokens = tokens.shape
     proposals = np.zeros((batch, n_tokens, depth), np.int32)
     features = np.zeros((batch, n_tokens, depth, ob.N_FEATURES), np.float32)
@@ -180,7 +186,7 @@ def record(
     with torch.inference_mode():
         for i in trange(0, contexts, batch, desc="record", disable=not progress, leave=False):
             rows = slice(i, min(i + batch, contexts))
-            proposals[rows], features[rows] = _propose(target, drafter, prompts[rows], tokens[rows], depth)
+            proposals[rows], features[rows] = propose(target, drafter, prompts[rows], tokens[rows], depth)
             text = np.concatenate([prompts[rows, -1:], tokens[rows, :-1]], axis=1)
             before, state = target(torch.from_numpy(prompts[rows, :-1]))
             logits = []
