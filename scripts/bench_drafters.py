@@ -33,13 +33,13 @@ BATCH = 16  # contexts beside each other
 
 @dataclass(frozen=True)
 class DraftersBench:
-    """Measure drafters: accepted drafts a round at every position of the target's continuations of held-out contexts, and costs."""
+    """Measure drafters: drafts accepted a round, at every position of targets' continuations of held-out contexts, and costs."""
 
     targets: tuple[str, ...] = ("transformer", "mamba")
     """Language models: names of those that come with tdraft, or files (.safetensors)."""
     drafters: tuple[str, ...] = ("6-gram", "distilled", "prompt-lookup", "suffix", "drafter")
-    """6-gram, distilled (the 6-gram with the target's labels), prompt-lookup, suffix (with training text), names of language models
-    that come with tdraft, or files; heads are measured with their own target only."""
+    """6-gram, distilled (the 6-gram with the target's labels), prompt-lookup, suffix (with training text), names of language
+    models that come with tdraft, or files; heads are measured with their own target only."""
     corpus: Path | None = None
     """A text file or folder; by default the Python documentation and sources on this machine."""
     contexts: int = 64

@@ -44,7 +44,12 @@ class LMBench:
 
 def ours(bench: LMBench) -> dict[str, nn.Module]:
     """Our models."""
-    sizes: dict[str, Any] = {"vocab_size": VOCABULARY, "d_model": bench.d_model, "n_layers": bench.n_layers, "max_length": bench.length}
+    sizes: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "d_model": bench.d_model,
+        "n_layers": bench.n_layers,
+        "max_length": bench.length,
+    }
     return {
         "Transformer": LanguageModel(LMConfig(**sizes, n_heads=bench.d_model // 64)),
         "Mamba": LanguageModel(LMConfig(**sizes, backbone="mamba")),

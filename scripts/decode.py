@@ -29,7 +29,7 @@ class Decode:
     """Continue a prompt: text on stdout as it is decided, one line of what it cost on stderr."""
 
     target: Path
-    """A language model, .safetensors."""
+    """A language model: .safetensors, or the name of one that comes with tdraft (transformer, mamba)."""
     drafter: str | None = None
     """An n-gram model (.npz), a one-layer language model or the target's heads (.safetensors), prompt-lookup, suffix, or
     suffix:FILE, which looks into a file as well; none decodes plainly."""

@@ -102,9 +102,10 @@ def start(config: LMEmbedStart) -> dict[str, np.ndarray]:
                 rows = [row for row in csv.DictReader(file) if row["eval/bits_per_byte"]]
         curves[name] = np.array([(before + float(r["seconds"]), float(r["eval/bits_per_byte"])) for r in rows])
         print(f"{name}: {curves[name][-1, 1]:.4f} bits per byte after {curves[name][-1, 0]:.0f} s", flush=True)
-    seconds, bits = curves["Word2Vec"].T
-    reached = np.interp(-bits, -curves["random"][:, 1], curves["random"][:, 0])  # when the random start was as good
-    print(f"seconds to Word2Vec's losses, random start / Word2Vec: {', '.join(f'{r:.2f}' for r in (reached / seconds)[::4])}")
+    (*_, (whole, last)), found = curves["random"], curves["Word2Vec"]
+    reached = found[found[:, 1] <= last, 0]
+    when = f"after {reached[0]:.0f} s" if len(reached) else "not reached"
+    print(f"the random start's last loss, of {whole:.0f} s: from Word2Vec's {when}")
     if config.out is not None:
         draw(curves, config.out)
     if config.json is not None:
@@ -128,7 +129,7 @@ def draw(curves: dict[str, np.ndarray], out: Path) -> None:
     axes = figure.subplots()
     for name, curve in curves.items():
         axes.plot(curve[:, 0], curve[:, 1], label=f"{name} embedding at the start")
-    axes.set(xlabel="seconds, Word2Vec's own included", ylabel="bits per byte, validation", yscale="log")
+    axes.set(xlabel="seconds, Word2Vec's own included", ylabel="bits per byte, validation")
     axes.legend()
     with atomic_write(out) as temporary:
         figure.savefig(temporary, dpi=90, format="png")

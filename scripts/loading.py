@@ -4,6 +4,7 @@ from pathlib import Path
 
 from tdraft.models.decoding.drafters import Drafter, load_drafter
 from tdraft.models.language_model import LanguageModel
+from tdraft.models.pretrained import load_pretrained
 from tdraft.models.tokenizer import ByteTokenizer
 from tdraft.scripts.main import UsageError
 
@@ -16,8 +17,8 @@ def at_least(least: int, **options: int) -> None:
 
 
 def load_target(path: Path) -> LanguageModel:
-    """A byte-level language model."""
-    target = LanguageModel.load(path)
+    """A byte-level language model, of a file or by the name of one that comes with tdraft."""
+    target = load_pretrained(path)
     if target.config.vocab_size != ByteTokenizer.vocab_size:
         raise UsageError(f"the target must predict bytes, {path} has a vocabulary of {target.config.vocab_size}")
     return target

@@ -28,7 +28,7 @@ class RecordTrace:
     """
 
     target: Path
-    """A language model, .safetensors."""
+    """A language model: .safetensors, or the name of one that comes with tdraft (transformer, mamba)."""
     drafter: str
     """An n-gram model (.npz), a one-layer language model or the target's heads (.safetensors), prompt-lookup, suffix, or
     suffix:FILE, which looks into a file as well."""

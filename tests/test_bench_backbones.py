@@ -49,6 +49,15 @@ def test_digits_are_tested_on_images_that_no_training_saw():
     assert len(tested) > 300 and not tested & trained
 
 
+def test_sequences_grow_to_their_length():
+    task = TASKS["selective-copying"]
+    lengths = [task.length_at(progress) for progress in np.linspace(0, 1, 101)]
+    assert lengths[0] == task.first_length and lengths == sorted(lengths)
+    assert lengths[79] < lengths[80] == lengths[100] == task.length  # the last fifth is as long as the test
+    assert lengths[40] == pytest.approx((task.first_length * task.length) ** 0.5, abs=1)
+    assert {TASKS["adding"].length_at(progress) for progress in (0.0, 0.3, 1.0)} == {64}
+
+
 def test_scores_of_a_model_that_knows_and_of_one_that_guesses():
     task = TASKS["induction-heads"]
 

@@ -14,6 +14,7 @@ from tdraft.agents.decoding_baselines import static
 from tdraft.agents.policy_files import load_policy, save_policy
 from tdraft.models.decoding.cost import CostModel
 from tdraft.models.decoding.decoder import SpeculativeDecoder
+from tdraft.models.decoding.drafters import load_drafter
 from tdraft.models.decoding.observation import empty_calibration
 from tdraft.models.decoding.policy import DraftPolicy
 from tdraft.models.decoding.trace import Trace
@@ -203,6 +204,18 @@ TARGET = {"target": "target.safetensors", "prompt": PROMPT}
 )
 def test_wrong_input_is_one_line(folder, capsys, options, message):
     assert one_line(capsys, command(folder, "decode", **options)) == message.replace("FOLDER", str(folder))
+
+
+@pytest.mark.parametrize("name", ["prompt-lookup", "suffix", "suffix:FOLDER/text.txt"])
+def test_drafters_that_go_by_name(folder, capsys, tmp_path, name):
+    name = name.replace("FOLDER", str(folder))
+    plain, _ = decoded(capsys, command(folder, "decode", **TARGET, max_tokens=30))
+    text, err = decoded(capsys, command(folder, "decode", **TARGET, max_tokens=30, drafter=name, static=3))
+    assert text == plain and " 0 drafted" not in err
+    sizes = {"contexts": 2, "prompt": 20, "tokens": 10, "depth": 3, "corpus": "text.txt"}
+    out = tmp_path / "trace.npz"
+    assert main(command(folder, "trace", target=TARGET["target"], drafter=name, out=out, **sizes)) == 0
+    assert Trace.load(out, drafter=load_drafter(name).fingerprint).shape == (2, 10, 3)
 
 
 def test_a_policy_of_other_models_or_another_clock_is_refused(policies, capsys, tmp_path):

@@ -11,6 +11,7 @@ from tdraft.models.backbones.taps import tapped
 from tdraft.models.decoding.decoder import SpeculativeDecoder
 from tdraft.models.decoding.drafters import LMDrafter, load_drafter, read_target
 from tdraft.models.decoding.head_drafters import make_head_drafter
+from tdraft.models.decoding.sampling import Sampling
 from tdraft.models.heads.base import read_trunk
 from tdraft.models.heads.eagle import Eagle, Eagle3
 from tdraft.models.heads.files import KINDS, load_heads, make_heads, save_heads
@@ -195,12 +196,12 @@ def test_live_proposals_are_those_of_the_parallel_form(trunks, family, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_decoding_with_heads_emits_the_text_of_plain_decoding(trunks, family, kind):
     trunk = trunks[family]
-    plain = SpeculativeDecoder(trunk).generate(PROMPT, 30).tokens
+    sampling = Sampling(0.7)
+    plain = SpeculativeDecoder(trunk, sampling=sampling).generate(PROMPT, 30).tokens
     assert len(set(plain)) > 2
     rng = np.random.default_rng(0)
-    decoder = SpeculativeDecoder(
-        trunk, make_head_drafter(heads_of(kind, trunk, 2), trunk), lambda obs: int(rng.choice([0, 1, 1, 1])), max_drafted=4
-    )
+    drafter = make_head_drafter(heads_of(kind, trunk, 2), trunk)
+    decoder = SpeculativeDecoder(trunk, drafter, lambda obs: int(rng.choice([0, 1, 1, 1])), sampling=sampling, max_drafted=4)
     for _ in range(2):
         generation = decoder.generate(PROMPT, 30)
         assert generation.tokens == plain and generation.account.drafted > 5
@@ -251,7 +252,7 @@ def text(n=1200):
 def test_training_lowers_the_loss_and_leaves_the_trunk_alone(trunks, family, kind):
     trunk = trunks[family]
     made, before = make_heads(kind, trunk, 2), trunk.fingerprint
-    result = train_heads(made, trunk, text(), HeadTraining(steps=25, batch=2, length=24, lr=1e-2))
+    result = train_heads(made, trunk, text(), HeadTraining(steps=25, batch=2, length=24, lr=1e-2, distil=False))
     assert result.losses[-5:].mean() < 0.85 * result.losses[:3].mean()
     assert trunk.fingerprint == before == made.trunk_fingerprint
     assert all(parameter.grad is None for parameter in trunk.parameters())
@@ -259,18 +260,17 @@ def test_training_lowers_the_loss_and_leaves_the_trunk_alone(trunks, family, kin
 
 def test_distilled_and_joint_training():
     trunk = LanguageModel(LMConfig(V, D, 2, max_length=64), seed=1)
-    windows = greedy_windows(trunk, text()[: 4 * 8].reshape(4, 8), 16)
-    assert windows.shape == (4, 24)
-    made = make_heads("mtp", trunk, 2)
+    made, before = make_heads("parallel", trunk, 2), trunk.fingerprint
+    joint = HeadTraining(steps=60, batch=2, length=24, lr=1e-2, distil=False, joint=True, joint_lr=1.0)
+    assert len(train_heads(made, trunk, text(), joint).losses) == 60
+    assert trunk.fingerprint != before and made.trunk_fingerprint == trunk.fingerprint
+    learned = text()[:96].reshape(4, 24)
+    windows = greedy_windows(trunk, learned[:, :8], 16)
+    assert np.array_equal(windows, learned)  # the trunk has learned the text too
+    made, before = make_heads("mtp", trunk, 2), trunk.fingerprint
     train_heads(made, trunk, text(), HeadTraining(steps=40, batch=2, length=24, lr=1e-2, distil=True))
-    agreed = agreement(made, trunk, text()[:96].reshape(4, 24))
-    assert agreed.shape == (4, 22, 2) and agreed[:, 4:, 0].mean() > 0.9
-    before = trunk.fingerprint
-    for kind in ("medusa", "parallel", "mtp"):
-        made = make_heads(kind, trunk, 2)
-        result = train_heads(made, trunk, text(), HeadTraining(steps=10, batch=2, length=24, joint=True))
-        assert trunk.fingerprint != before and made.trunk_fingerprint == trunk.fingerprint and len(result.losses) == 10
-        before = trunk.fingerprint
+    agreed = agreement(made, trunk, windows)
+    assert agreed.shape == (4, 22, 2) and agreed[:, 4:].mean() > 0.9 and trunk.fingerprint == before
 
 
 def test_what_training_refuses():

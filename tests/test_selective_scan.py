@@ -71,6 +71,19 @@ def test_numba_is_the_reference(dtype, data):
         assert all(torch.equal(x, y) for x, y in zip(ours, selective_scan(*tensors, **options)))
 
 
+@pytest.mark.parametrize("output", ["y", "after"])
+@pytest.mark.parametrize("parents", [None, tree(20, 0)])
+def test_gradients_of_one_output_alone(output, parents):
+    found = []
+    for backend in ("numba", "reference"):
+        tensors = [x.requires_grad_() for x in inputs(2, 20, 3, 4)]
+        y, after = selective_scan(*tensors, parents=parents, backend=backend)
+        loss = (y if output == "y" else after).square().sum()
+        grads = torch.autograd.grad(loss, tensors, allow_unused=True)
+        found.append([torch.zeros_like(x) if grad is None else grad for x, grad in zip(tensors, grads)])
+    assert_close(*found, 1e-12)
+
+
 def test_a_long_sequence_with_strong_decays():
     """Decays that vanish, and more inputs than one chunk."""
     tensors = inputs(1, 300, 20, 4, torch.float32)

@@ -79,7 +79,7 @@ def tile_coding(tilings: Sequence[Mapping[int, ArrayLike]]) -> TileCoding:
 def uniform_tiles(low, high, *, bins: int = 8, tilings: int = 8) -> TileCoding:
     """The classic grid: `tilings` copies over all dimensions, shifted by 1, 3, 5, ... parts of a tile's width (S&B fig. 9.11).
 
-    :param low, high: (D,) finite bounds of the observation
+    :param low, high: (D,) finite bounds of the observation; one outside counts as the nearest inside
     :param bins: tiles that span a dimension; shifted copies have one more
     :param tilings: copies, best a power of two and at least 4 * D
     """

@@ -14,13 +14,15 @@ PRETRAINED = {
 
 
 def load_pretrained(name: str | Path) -> LanguageModel:
-    """The model of that name, or in that file, in float32 on the CPU.
+    """The model of that name, or in that file, on the CPU; weights of 16 bits become float32.
 
     :raises CheckpointError: no such model
     """
     if str(name) not in PRETRAINED or Path(name).exists():
         if Path(name).suffix != ".safetensors":
             raise CheckpointError(f"no language model {name}: give a .safetensors file, or one of {', '.join(PRETRAINED)}")
-        return LanguageModel.load(name).float()
-    with as_file(files(__name__) / f"{name}.safetensors") as path:
-        return LanguageModel.load(path).float()
+        model = LanguageModel.load(name)
+    else:
+        with as_file(files(__name__) / f"{name}.safetensors") as path:
+            model = LanguageModel.load(path)
+    return model.float() if model.embedding.dtype.itemsize < 4 else model
