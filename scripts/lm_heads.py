@@ -14,7 +14,7 @@ from tdraft.models.heads.files import Kind, make_heads, save_heads
 from tdraft.models.heads.training import HeadTraining, agreement, greedy_windows, train_heads
 from tdraft.models.language_model import LanguageModel
 
-CONTEXTS, PROMPT, LENGTH = 64, 64, 64  # of the texts that the target goes on with by itself
+CONTEXTS = 64  # held-out windows that heads are measured on
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,14 @@ def heads(config: LMHeads) -> Heads:
 
 def report(made: Heads, trunk: LanguageModel, text: np.ndarray) -> None:
     """Print how often the trunk agrees with the heads, by depth, on held-out text and on its own."""
-    size = trunk.config.max_length
+    size, prompt = trunk.config.max_length, trunk.config.max_length // 4
+    if len(text) < size:
+        print(f"the validation text has {len(text)} tokens, too few to measure on windows of {size}")
+        return
     windows = text[: len(text) // size * size].reshape(-1, size)
     windows = windows[:: max(len(windows) // CONTEXTS, 1)][:CONTEXTS]
-    on_text = agreement(made, trunk, windows)[:, size // 4 :]
-    own = agreement(made, trunk, greedy_windows(trunk, windows[:, :PROMPT], LENGTH))[:, PROMPT - 1 :]
+    on_text = agreement(made, trunk, windows)[:, prompt:]
+    own = agreement(made, trunk, greedy_windows(trunk, windows[:, :prompt], prompt))[:, prompt - 1 :]
     print("share of proposals that the target agrees with, by depth (held-out text; text of its own after held-out prompts):")
     for k, (a, b) in enumerate(zip(on_text.mean((0, 1)), own.mean((0, 1))), 1):
         print(f"  {k}  {a:.3f}  {b:.3f}")

@@ -19,6 +19,7 @@ from tdraft.kernels.ngram import draft as ngram_draft
 from ..backbones.base import State
 from ..language_model import LanguageModel
 from ..ngram import NGram
+from ..pretrained import HEADS, PRETRAINED, load_pretrained, pretrained_heads
 from .trees import Tree, best_first
 
 
@@ -197,7 +198,7 @@ class DrafterError(ValueError):
 
 def load_drafter(path: str | Path, target: LanguageModel | None = None) -> Drafter:
     """The drafter of a file, or of a name: "prompt-lookup" and "suffix" look back in the text, "suffix:FILE" also in the bytes of
-    a file.
+    a file; "drafter", "medusa" and "mtp" come with tdraft, the heads for the targets that do.
 
     :param path: an n-gram model (.npz), a language model or heads of a target (.safetensors), or a name
     :param target: whose text is to be drafted; heads need theirs
@@ -208,13 +209,18 @@ def load_drafter(path: str | Path, target: LanguageModel | None = None) -> Draft
         from .lookup_drafters import make_lookup
 
         return make_lookup(name, corpus, 256 if target is None else target.config.vocab_size)
+    if name in PRETRAINED and not Path(path).exists():
+        return LMDrafter(load_pretrained(name))
+    if name in HEADS and target is not None and not Path(path).exists():
+        with pretrained_heads(name, target) as file:
+            return load_drafter(file, target)
     kind = Path(path).suffix
     if kind == ".npz":
         return NGramDrafter(NGram.load(path))
     if kind != ".safetensors":
         raise DrafterError(
             f"{path} is no drafter: give an n-gram model (.npz), a language model or heads (.safetensors), or a name: "
-            "prompt-lookup, suffix or suffix:FILE"
+            f"{', '.join(('prompt-lookup', 'suffix', 'suffix:FILE', *PRETRAINED, *HEADS))}"
         )
     if _class_of(path) in (LanguageModel.__name__, None):  # whose own error says what is wrong with a file without a class
         return LMDrafter(LanguageModel.load(path))

@@ -34,7 +34,7 @@ class Eagle(ChainHeads):
     def loss(self, hidden: Tensor, embedded: Tensor, labels: Tensor, logits: Callable[[Tensor], Tensor]) -> Tensor:
         """The first step's loss; the labels are the trunk's distributions, whatever is given."""
         noisy = hidden + torch.empty_like(hidden).uniform_(-NOISE, NOISE)
-        y, truth = self.chain[0](noisy[:, :-1], embedded[:, 1:])[0], hidden[:, 1:]
+        y, truth = self.chain[0](noisy[:, :-1], embedded[:, 1:])[0], hidden[:, 1:].detach()
         says, should = logits(y).flatten(0, 1).float(), logits(truth).flatten(0, 1).float().softmax(-1)
         return F.smooth_l1_loss(y.float(), truth.float()) + TOKEN_WEIGHT * F.cross_entropy(says, should)
 

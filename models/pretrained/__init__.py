@@ -1,7 +1,11 @@
 """Models that come with tdraft: targets and their drafters, in bfloat16 safetensors; README.md beside this file is their card."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
+
+from safetensors import safe_open
 
 from ..language_model import CheckpointError, LanguageModel
 
@@ -11,6 +15,9 @@ PRETRAINED = {
     "drafter": "a one-layer Transformer that drafts for either",
 }
 """Names that `load_pretrained` takes, and what they are."""
+
+HEADS = ("medusa", "mtp")
+"""Kinds of heads that come with each target."""
 
 
 def load_pretrained(name: str | Path) -> LanguageModel:
@@ -26,3 +33,23 @@ def load_pretrained(name: str | Path) -> LanguageModel:
         with as_file(files(__name__) / f"{name}.safetensors") as path:
             model = LanguageModel.load(path)
     return model.float() if model.embedding.dtype.itemsize < 4 else model
+
+
+@contextmanager
+def pretrained_heads(kind: str, target: LanguageModel) -> Iterator[Path]:
+    """The file of the heads of that kind that come with a target.
+
+    :raises CheckpointError: none do
+    """
+    for name in PRETRAINED:
+        source = files(__name__) / f"{name}-{kind}.safetensors"
+        if source.is_file():
+            with as_file(source) as path, safe_open(path, framework="pt") as file:
+                mine = (file.metadata() or {}).get("target") == target.fingerprint
+            if mine:
+                with as_file(source) as path:
+                    yield path
+                return
+    raise CheckpointError(
+        f"no {kind} heads come with target {target.fingerprint}; train some: tdraft lm heads {kind} --target FILE"
+    )
