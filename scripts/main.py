@@ -33,6 +33,7 @@ SUBCOMMANDS: dict[str, dict[str, tuple[str, ...]]] = {
         "sample": ("LMSample", "sample", "tdraft.scripts.lm_sample"),
         "tokenizer": ("LMTokenizer", "tokenizer", "tdraft.scripts.lm_tokenizer"),
         "embed": ("LMEmbed", "embed", "tdraft.scripts.lm_embed"),
+        "embed-start": ("LMEmbedStart", "start", "tdraft.scripts.lm_embed"),
         "heads": ("LMHeads", "heads", "tdraft.scripts.lm_heads"),
     },
     "trace": {"": ("RecordTrace", "run")},

@@ -84,9 +84,21 @@ def test_bad_input_is_refused():
 
 def test_the_page_s_code_finds_the_way_over_the_ice():
     page = (Path(__file__).parent.parent / "docs" / "lspi.md").read_text()
-    [block] = re.findall(r"```python\n(.*?)```", page, re.S)
+    block = re.findall(r"```python\n(.*?)```", page, re.S)[0]
     names: dict = {}
     exec(compile(block, "page", "exec"), names)
     exact = policy_iteration(mdp(gym.make("FrozenLake-v1", is_slippery=False)), gamma=0.9)
     seen = np.unique(names["samples"].obs)
     np.testing.assert_allclose(names["found"].values(seen).max(axis=1), exact.v[seen], atol=1e-6)
+
+
+@pytest.mark.slow
+def test_the_page_s_figure(tmp_path, monkeypatch):
+    """With two runs of few transitions."""
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parent.parent / "docs" / "lspi.md").read_text()
+    block = re.findall(r"```python\n(.*?)```", page, re.S)[1]
+    short = re.sub(r"seeds, sizes = .*", "seeds, sizes = 2, [50, 400]", block)
+    assert short != block
+    exec(compile(short, "page", "exec"), {})
+    assert (tmp_path / "lspi.png").stat().st_size > 1000

@@ -78,12 +78,14 @@ class Disguised(Drafter):
 
 @pytest.fixture(scope="module", params=["transformer", "mamba"])
 def target(request):
-    """Random, in float64, so that no token hangs on the last bits; sharpened, so that drafts are accepted."""
+    """Random, in float64, so that no token hangs on the last bits; weights so large that it doesn't repeat its last token."""
     sizes = {"n_heads": 2} if request.param == "transformer" else {}
     config = LMConfig(V, d_model=16, n_layers=2, max_length=CONTEXT, backbone=request.param, **sizes)
     model = LanguageModel(config, seed=1).double()
     with torch.no_grad():
-        model.embedding.mul_(40.0)
+        model.embedding.mul_(2.0)
+        for weight in model.backbone.parameters():
+            weight.mul_(6.0 if weight.dim() == 2 else 1.0)
     return model.eval()
 
 
@@ -128,7 +130,7 @@ def drafter_of(kind, target, text):
 def test_the_trace_foretells_every_round(target, text, kind, temperature):
     drafter, sampling, n_tokens = drafter_of(kind, target, text), Sampling(temperature), 24
     trace = record(target, drafter, PROMPTS, n_tokens, 4, sampling, KEYS)
-    assert trace.accepted.max() > 0
+    assert trace.accepted.max() > 0 and len(np.unique(trace.tokens)) > 2
     for c in range(len(PROMPTS)):
         assert SpeculativeDecoder(target, sampling=sampling).generate(PROMPTS[c], n_tokens, key=KEYS[c]).tokens == list(
             trace.tokens[c]
@@ -173,6 +175,7 @@ def test_what_the_target_gives_a_drafter_is_its_own(target):
         assert read_target(target, tokens, target.initial_state(1), None)[2] is None
 
 
+@pytest.mark.parametrize("target", ["transformer"], indirect=True)
 def test_sweeps_and_calibrations_of_drafters_without_a_fast_path(target, text):
     logits, tokens = text_logits(target, text), text[:40]
     with pytest.raises(TypeError, match="target="):
@@ -187,11 +190,10 @@ def test_sweeps_and_calibrations_of_drafters_without_a_fast_path(target, text):
                 drafter.watch(read_target(target, whole, target.initial_state(1), drafter.taps)[2][0])
             drafter.begin(context)
             assert swept.proposals[end - 1] == drafter.propose().token
-        trace = record(target, drafter, PROMPTS, 12, 3, Sampling(), KEYS)
-        calibration = fit_calibration(trace, bins=2)
-        assert np.isfinite(calibration.weights).all()
-        cost = measure_cost(target, drafter, PROMPTS, 2, Sampling(), calibration=calibration, repeats=2)
+        cost = measure_cost(target, drafter, PROMPTS, 2, Sampling(), repeats=2)
         assert cost.draft > 0 and cost.verify.shape == (4,)
+    trace = record(target, Stub(target, ()), PROMPTS, 12, 3, Sampling(), KEYS)
+    assert np.isfinite(fit_calibration(trace, bins=2).weights).all()  # needs no sweep
 
 
 def test_drafters_by_name(tmp_path, target):
