@@ -20,9 +20,9 @@ from tdraft.models.decoding.drafters import Drafter, LMDrafter, NGramDrafter
 from tdraft.models.decoding.lookup_drafters import SuffixDrafter
 from tdraft.models.decoding.record import count_accepted, measure_cost, plain_text, propose
 from tdraft.models.decoding.sampling import Sampling
-from tdraft.models.language_model import LanguageModel, predict_argmax
+from tdraft.models.language_model import CheckpointError, LanguageModel, predict_argmax
 from tdraft.models.ngram import NGram
-from tdraft.models.pretrained import PRETRAINED, load_pretrained
+from tdraft.models.pretrained import HEADS, PRETRAINED, load_pretrained, pretrained_heads
 from tdraft.models.threads import one_thread
 from tdraft.scripts.loading import at_least, check_context, load_drafter_of
 from tdraft.scripts.results import write_rows
@@ -37,9 +37,9 @@ class DraftersBench:
 
     targets: tuple[str, ...] = ("transformer", "mamba")
     """Language models: names of those that come with tdraft, or files (.safetensors)."""
-    drafters: tuple[str, ...] = ("6-gram", "distilled", "prompt-lookup", "suffix", "drafter")
+    drafters: tuple[str, ...] = ("6-gram", "distilled", "prompt-lookup", "suffix", "drafter", "medusa", "mtp")
     """6-gram, distilled (the 6-gram with the target's labels), prompt-lookup, suffix (with training text), names of language
-    models that come with tdraft, or files; heads are measured with their own target only."""
+    models or heads that come with tdraft, or files; heads are measured with their own target only."""
     corpus: Path | None = None
     """A text file or folder; by default the Python documentation and sources on this machine."""
     contexts: int = 64
@@ -110,6 +110,14 @@ def make_drafters(bench: DraftersBench, target: LanguageModel, corpus: Corpus, n
             yield f"suffix, {bench.suffix_bytes / 1e6:g} MB", SuffixDrafter(_tokens(corpus.train)[: bench.suffix_bytes])
         elif name in PRETRAINED:
             yield f"{name}, one layer" if name == "drafter" else name, LMDrafter(load_pretrained(name))
+        elif name in HEADS:
+            try:
+                with pretrained_heads(name, target) as path:
+                    heads = load_drafter_of(path, target)
+            except CheckpointError as error:
+                print(f"left out: {error}", file=sys.stderr)
+                continue
+            yield name, heads
         elif (belongs := target_of(name)) is None or belongs == target.fingerprint:
             yield Path(name).stem, load_drafter_of(name, target)
 

@@ -291,19 +291,42 @@ def test_what_training_refuses():
         train_heads(made, trunk, text(), HeadTraining(length=32))
 
 
-def test_taps_are_the_layers_outputs_and_change_nothing(trunks):
-    for family in FAMILIES:
-        trunk = deepcopy(trunks[family]).float()  # with fused steps
-        x = trunk.embed(torch.tensor([[1, 2, 3, 4]])).detach()
-        with torch.inference_mode():
-            y, state, layers = tapped(trunk.backbone, x, None, (0, 2))
-            plain, _ = trunk.backbone(x)
-            torch.testing.assert_close(y, plain, rtol=0, atol=1e-5)
-            y2, _, more = tapped(trunk.backbone, x[:, 1:], trunk.backbone(x[:, :1])[1], (0, 2), parents=[-1, 0, 0])
-            torch.testing.assert_close(more[1][:, :2], layers[1][:, 1:3], rtol=0, atol=1e-5)
-            assert y2.shape == (1, 3, D) and state.length == 4
-        with pytest.raises(ValueError, match=r"taps must be layers of the backbone, got \(3,\)"):
-            tapped(trunk.backbone, x, None, (3,))
-    other = LanguageModel(LMConfig(V, 16, 2, backbone="retnet"))
+def check_taps(trunk, tolerance):
+    """The taps of a call are those of the call in parts and of a tree, and the backbone's own output is what it was."""
+    backbone, x, fused = trunk.backbone, trunk.embed(torch.tensor([[1, 2, 3, 4]])).detach(), []
+    layers = next(module for module in backbone.children() if isinstance(module, torch.nn.ModuleList))
+    spy = layers[1].register_forward_pre_hook(lambda *_: fused.append(backbone.fused))
+    with torch.inference_mode():
+        y, _, taps = tapped(backbone, x, None, (0, 2))
+        spy.remove()
+        before = backbone.fused
+        plain, _ = backbone(x)
+        torch.testing.assert_close(y, plain, rtol=0, atol=tolerance)
+        assert [layer.shape for layer in taps] == [(1, 4, D)] * 2
+        _, state, more = tapped(backbone, x[:, 1:], backbone(x[:, :1])[1], (0, 2), parents=[-1, 0, 0])
+        torch.testing.assert_close(more[1][:, :2], taps[1][:, 1:3], rtol=0, atol=tolerance)
+        assert state.length == 4
+    assert fused == [False] and backbone.fused is before
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_taps_are_the_layers_outputs_and_change_nothing(trunks, family):
+    trunk = deepcopy(trunks[family])
+    trunk.backbone.fused = True
+    check_taps(trunk, 1e-12)
+    with pytest.raises(ValueError, match=r"taps must be layers of the backbone, got \(3,\)"):
+        tapped(trunk.backbone, trunk.embed(torch.tensor([[1]])), None, (3,))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_taps_where_the_backbone_has_fused_steps(trunks, family):
+    trunk = deepcopy(trunks[family]).float()
+    trunk.backbone.fused = True
+    check_taps(trunk, 1e-5)
+
+
+def test_a_backbone_that_does_not_call_its_layers_says_so():
+    model = LanguageModel(LMConfig(V, D, 2, backbone="retnet"))
     with pytest.raises(ValueError, match="RetNet cannot be tapped"):
-        tapped(other.backbone, other.embed(torch.tensor([[1]])), None, (0,))
+        tapped(model.backbone, model.embed(torch.tensor([[1]])), None, (0,))

@@ -35,11 +35,11 @@ class Stub(Drafter):
 
     def __init__(self, target, taps):
         super().__init__()
-        self.target, self.taps, self.vocab_size = target, taps, V
+        self.target, self.taps, self.vocab_size, self.parts = target, taps, V, 1 + len(taps)
         self.rows = []
 
     def watch(self, hidden):
-        assert hidden.dim() == 2 and hidden.shape[1] == self.target.config.d_model * (1 + len(self.taps))
+        assert hidden.dim() == 2 and hidden.shape[1] == self.target.config.d_model * self.parts
         self.rows.append(hidden)
 
     def begin(self, tokens, room=1024):
@@ -54,7 +54,7 @@ class Stub(Drafter):
         memory = torch.zeros(self.rows[0].shape[1], dtype=torch.float64)
         for row in torch.cat(self.rows):
             memory = 0.5 * memory + row
-        hidden = memory.view(1 + len(self.taps), -1).sum(0)
+        hidden = memory.view(self.parts, -1).sum(0)
         for token in self.buffer[self.length - 1 : self.length + self.drafted].tolist():
             hidden = hidden.roll(1) + self.target.embedding[token].detach()
         return self.target.logits(hidden).detach().numpy()
@@ -164,13 +164,14 @@ def test_trees_of_a_drafter_that_reads_hidden_states(target, taps):
 
 
 def test_what_the_target_gives_a_drafter_is_its_own(target):
-    """Logits as ever; the last hidden states make them; the tapped outputs go through the last norm to the hidden states."""
+    """Logits as ever, and the last hidden states make them."""
     tokens = torch.from_numpy(PROMPTS[:1])
     with torch.inference_mode():
         plain = target(tokens, target.initial_state(1))[0]
         for taps in ((), (1, 0)):
             logits, _, hidden = read_target(target, tokens, target.initial_state(1), taps)
             torch.testing.assert_close(logits, plain)
+            assert hidden is not None and hidden.shape[-1] == 16 * (1 + len(taps))
             torch.testing.assert_close(target.logits(hidden[..., :16]), plain)
         assert read_target(target, tokens, target.initial_state(1), None)[2] is None
 
@@ -187,7 +188,9 @@ def test_sweeps_and_calibrations_of_drafters_without_a_fast_path(target, text):
             context = tokens[start:end]
             if drafter.taps is not None:
                 whole = torch.from_numpy(context[None, :-1])
-                drafter.watch(read_target(target, whole, target.initial_state(1), drafter.taps)[2][0])
+                hidden = read_target(target, whole, target.initial_state(1), drafter.taps)[2]
+                assert hidden is not None
+                drafter.watch(hidden[0])
             drafter.begin(context)
             assert swept.proposals[end - 1] == drafter.propose().token
         cost = measure_cost(target, drafter, PROMPTS, 2, Sampling(), repeats=2)
