@@ -20,7 +20,7 @@ from .checkpoint import CheckpointError
 from .checks import EnvError as EnvError
 from .checks import SpaceError, check_reward, compiled_form
 from .checks import check_observation as check_observation
-from .loop import RECENT, interpreted_loop, new_standing, training_loop
+from .loop import RECENT, interpreted_loop, new_standing, no_collection, training_loop
 from .settings import SettingsError, make_settings
 
 log = logging.getLogger(__name__)
@@ -256,7 +256,8 @@ class Agent(ABC):
             return
         params, reset, step, limit, _ = self.compiled
         loop = training_loop(reset, step, self.begin_rule, self.step_rule, isinstance(self._obs, np.ndarray))
-        self._obs = loop(params, self.learner, self.gamma, steps, limit, self.env_rng, self.rng, self._obs, self.standing)
+        with no_collection():
+            self._obs = loop(params, self.learner, self.gamma, steps, limit, self.env_rng, self.rng, self._obs, self.standing)
 
     def _earned(self) -> float:
         """Reward of all steps so far."""

@@ -17,6 +17,7 @@ from tdraft.models.decoding.decoder import SpeculativeDecoder
 from tdraft.models.decoding.drafters import load_drafter
 from tdraft.models.decoding.observation import empty_calibration
 from tdraft.models.decoding.policy import DraftPolicy
+from tdraft.models.decoding.sampling import Sampling
 from tdraft.models.decoding.trace import Trace
 from tdraft.models.language_model import LanguageModel, LMConfig, predict_argmax
 from tdraft.models.ngram import NGram
@@ -44,7 +45,11 @@ def folder(tmp_path_factory):
     target.save(folder / "target.safetensors")
     LanguageModel(LMConfig(d_model=8, n_layers=1, n_heads=2, max_length=CONTEXT), seed=2).double().save(folder / "lm.safetensors")
     LanguageModel(LMConfig(vocab_size=7, d_model=8, n_heads=2, n_layers=1)).save(folder / "seven.safetensors")
-    emitted = SpeculativeDecoder(target).generate(np.frombuffer(PROMPT.encode(), np.uint8), CONTEXT, key=0).tokens
+    emitted = (
+        SpeculativeDecoder(target, sampling=Sampling(0.0))
+        .generate(np.frombuffer(PROMPT.encode(), np.uint8), CONTEXT, key=0)
+        .tokens
+    )
     assert len(set(emitted)) > 10
     tokens = np.array([*PROMPT.encode(), *emitted, *paragraphs[0].encode()])
     NGram.fit(tokens, order=3).distill(tokens, predict_argmax(target, tokens)).save(folder / "ngram.npz")
@@ -192,7 +197,7 @@ TARGET = {"target": "target.safetensors", "prompt": PROMPT}
         (
             {**TARGET, "drafter": "text.txt", "static": 2},
             "FOLDER/text.txt is no drafter: give an n-gram model (.npz), a language model or heads (.safetensors), or a name: "
-            "prompt-lookup, suffix or suffix:FILE",
+            "prompt-lookup, suffix, suffix:FILE, transformer, mamba, drafter, medusa, mtp",
         ),
         (
             {**TARGET, "drafter": "seven.safetensors", "static": 2},
