@@ -126,7 +126,7 @@ class LanguageModel(nn.Module):
             digest.update(self.tokenizer.fingerprint.encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(f"{name} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().data)
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()[:16]
 
     def save(self, path: str | Path) -> None:

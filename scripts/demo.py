@@ -5,6 +5,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from tdraft.models.decoding.trace import Trace
 from tdraft.models.files import atomic_write
 from tdraft.models.language_model import LanguageModel, LMConfig
 from tdraft.models.ngram import NGram
+from tdraft.models.precision import autocast, resolve
 from tdraft.models.pretrained import load_pretrained
 from tdraft.models.training import TrainConfig, bits_per_byte, predict_argmax, train_language_model
 from tdraft.scripts.comparison import Comparison, compare
@@ -137,8 +139,10 @@ def build_models(demo: Demo, corpus: Corpus, stage: Stage) -> Models:
     target = stage(f"{verb} the target", lambda: language_model("target", config, demo.target_seconds))
     ngram = stage("count n-grams", lambda: counted("ngram", lambda: NGram.fit(train, order=6)))
     sample, rest = np.split(train[: demo.distil_bytes + demo.sweep_bytes], [min(demo.distil_bytes, len(train) * 3 // 4)])
+    fast = autocast(resolve("auto"), "cpu")  # for what need not be exact: labels of a drafter, a predictor's first weights
     distilled = stage(
-        "distil n-grams", lambda: counted("distilled", lambda: ngram.distill(sample, predict_argmax(target, sample)))
+        "distil n-grams",
+        lambda: counted("distilled", lambda: ngram.distill(sample, within(fast, predict_argmax, target, sample))),
     )
     small = LMConfig(d_model=64, n_layers=1, n_heads=2, max_length=length)
     drafter = stage(f"{verb} the drafter", lambda: language_model("drafter", small, demo.drafter_seconds))
@@ -151,8 +155,14 @@ def build_models(demo: Demo, corpus: Corpus, stage: Stage) -> Models:
             "ngram": float(ngram.bits_per_token(probe)),
         },
     )
-    swept = rest, stage("sweep more text", lambda: text_logits(target, rest))
+    swept = rest, stage("sweep more text", lambda: within(fast, text_logits, target, rest))
     return Models(target, {DISTILLED: NGramDrafter(distilled), ONE_LAYER: LMDrafter(drafter)}, bits, swept)
+
+
+def within(context: AbstractContextManager, function: Callable, *arguments):
+    """A call inside a context."""
+    with context:
+        return function(*arguments)
 
 
 @dataclass(frozen=True)

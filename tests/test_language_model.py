@@ -123,6 +123,13 @@ def test_vocab_size_must_be_positive():
         LanguageModel(LMConfig(vocab_size=0))
 
 
+def test_fingerprints_tell_dtypes_apart():
+    prints = {
+        dtype: LanguageModel(TINY, seed=1).to(dtype).fingerprint for dtype in (torch.float32, torch.float64, torch.bfloat16)
+    }
+    assert len(set(prints.values())) == 3
+
+
 @pytest.mark.parametrize("family", BACKBONES)
 def test_any_backbone_learns_at_mixed_precision(family):
     config = LMConfig(vocab_size=19, backbone=family, d_model=32, n_layers=2, max_length=32)

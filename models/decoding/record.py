@@ -226,7 +226,7 @@ def text_logits(target: LanguageModel, tokens: np.ndarray) -> np.ndarray:
     """(N, V) float16 logits of the token after each of tokens (N,), for `sweep`: read once, judged for every drafter."""
     out = np.empty((len(tokens), target.config.vocab_size), np.float16)
     for begin, logits in sweep_logits(target, tokens, overlap=0.25):
-        out[begin : begin + len(logits)] = logits.numpy()
+        out[begin : begin + len(logits)] = logits.half().numpy()
     return out
 
 
