@@ -57,13 +57,13 @@ class Demo:
     """training text that the n-gram is relabelled on with the target's choices"""
     sweep_bytes: int = 400_000
     """training text behind it that the predictor of acceptance reads first"""
-    contexts: int = 432
+    contexts: int = 304
     """held-out test contexts"""
-    train_contexts: int = 400
+    train_contexts: int = 240
     """contexts that agents train on"""
-    validation_contexts: int = 128
+    validation_contexts: int = 96
     """contexts that baselines are tuned and agents chosen on"""
-    live_contexts: int = 16
+    live_contexts: int = 8
     """test contexts decoded live, on the wall clock"""
     prompt: int = 96
     """bytes of a prompt"""
@@ -146,7 +146,7 @@ def build_models(demo: Demo, corpus: Corpus, stage: Stage) -> Models:
     )
     small = LMConfig(d_model=64, n_layers=1, n_heads=2, max_length=length)
     drafter = stage(f"{verb} the drafter", lambda: language_model("drafter", small, demo.drafter_seconds))
-    probe = test[:100_000]
+    probe = test[:50_000]
     bits = stage(
         "score on the test split",
         lambda: {
