@@ -53,9 +53,9 @@ class Demo:
     """training time of the target, with --train"""
     drafter_seconds: float = 20.0
     """training time of the one-layer drafter, with --train"""
-    distil_bytes: int = 1_200_000
+    distil_bytes: int = 800_000
     """training text that the n-gram is relabelled on with the target's choices"""
-    sweep_bytes: int = 400_000
+    sweep_bytes: int = 300_000
     """training text behind it that the predictor of acceptance reads first"""
     contexts: int = 304
     """held-out test contexts"""
@@ -63,7 +63,7 @@ class Demo:
     """contexts that agents train on"""
     validation_contexts: int = 96
     """contexts that baselines are tuned and agents chosen on"""
-    live_contexts: int = 8
+    live_contexts: int = 6
     """test contexts decoded live, on the wall clock"""
     prompt: int = 96
     """bytes of a prompt"""
@@ -146,7 +146,7 @@ def build_models(demo: Demo, corpus: Corpus, stage: Stage) -> Models:
     )
     small = LMConfig(d_model=64, n_layers=1, n_heads=2, max_length=length)
     drafter = stage(f"{verb} the drafter", lambda: language_model("drafter", small, demo.drafter_seconds))
-    probe = test[:50_000]
+    probe = test[:25_000]
     bits = stage(
         "score on the test split",
         lambda: {

@@ -79,7 +79,7 @@ def test_the_wheel_installs_and_imports_everywhere(tmp_path):
     for module in modules():
         stem = "/".join(module.split("."))
         assert f"{stem}.py" in listing or f"{stem}/__init__.py" in listing, module
-    assert "tests/" not in listing
+    assert "tests/" not in listing and "tdraft/models/pretrained/README.md" in listing
     run(sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv"))
     python = tmp_path / "venv" / "bin" / "python"
     site = run(str(python), "-c", "import site; print(site.getsitepackages()[0])").stdout.strip()
@@ -90,6 +90,7 @@ def test_the_wheel_installs_and_imports_everywhere(tmp_path):
         f"sys.path.append({str(Path(ours).parent)!r})\n"
         f"modules = [importlib.import_module(m) for m in {modules()!r}]\n"
         f"assert all(m.__file__.startswith({site!r}) for m in modules), [m.__file__ for m in modules]\n"
+        "importlib.import_module('tdraft.models.pretrained').load_pretrained('drafter')\n"
         "print(len(modules))"
     )
     assert int(run(str(python), "-c", code, cwd=tmp_path).stdout) == len(modules())
