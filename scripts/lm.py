@@ -135,9 +135,11 @@ def evaluate(config: LMEval) -> float:
             f"words ({found.unknown:,} unknown; {found.sentences:,} lines, whose ends count) of {name}"
         )
         return found.with_unknown
-    tokens = (ByteTokenizer() if isinstance(model, NGram) else model.tokenizer).encode(text)[: config.tokens]
+    tokenizer = ByteTokenizer() if isinstance(model, NGram) else model.tokenizer
+    tokens = tokenizer.encode(text)[: config.tokens]
+    unit = "bytes" if isinstance(tokenizer, ByteTokenizer) else "tokens"
     bits = model.bits_per_token(tokens) if isinstance(model, NGram) else bits_per_byte(model, tokens, length=config.length)
-    print(f"{bits:.4f} bits per byte on {len(tokens):,} tokens of {name}, model {model.fingerprint}")
+    print(f"{bits:.4f} bits per byte on {len(tokens):,} {unit} of {name}, model {model.fingerprint}")
     return bits
 
 

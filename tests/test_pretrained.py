@@ -45,7 +45,7 @@ def test_unknown_names(tmp_path):
 def test_targets_beat_the_6_gram_by_fifteen_percent(name):
     """Bits a byte on the beginning of the test split; the whole split's are in the model card."""
     corpus = default_corpus()
-    test = ByteTokenizer().encode(corpus.test)[:20_000]
+    test = ByteTokenizer().encode(corpus.test)[:6_000]
     counted = NGram.fit(ByteTokenizer().encode(corpus.train), 6).bits_per_token(test)
     assert bits_per_byte(load_pretrained(name), test) < 0.85 * counted
 
@@ -65,7 +65,7 @@ def test_the_transformer_prefers_the_original():
     """The pairs of the 5-gram's test in test_ngram_estimates.py. It is right more often where a word is replaced
     by a usual one (the 5-gram in 82.2%), less often elsewhere (the 5-gram in 94.9% and 99.2%)."""
     corpus = default_corpus()
-    originals, used = prose(corpus.test), " ".join(map(spaced, split(corpus.train))).split()
+    originals, used = prose(corpus.test)[::2], " ".join(map(spaced, split(corpus.train))).split()
     names = sorted({word for word, count in zip(*np.unique(used, return_counts=True)) if count > 1})
     model = load_pretrained("transformer")
     scores = log_probability(model, originals)
