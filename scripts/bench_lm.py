@@ -28,9 +28,9 @@ class LMBench:
 
     d_model: int = 256
     """width"""
-    n_layers: int = 6
+    n_layers: int = 4
     """blocks of the Transformers; the Mambas have as many"""
-    batch: int = 8
+    batch: int = 2
     """windows in an update"""
     length: int = 256
     """tokens in a window"""
