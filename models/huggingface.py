@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .backbones.base import Backbone, State
-from .language_model import CheckpointError
+from .checkpoints import CheckpointError, read_safetensors
 
 FAMILIES = {
     "gpt2": "huggingface_gpt2",
@@ -147,7 +146,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of the directory: those of one file, or of the shards that the index names."""
     single, index = path / "model.safetensors", path / "model.safetensors.index.json"
     if single.exists():
-        return _read_file(single)
+        return read_safetensors(single)[1]
     if not index.exists():
         others = sorted(file.name for file in path.glob("*.bin"))
         hint = f"; {_some(others)} must first be saved as safetensors" if others else ""
@@ -159,18 +158,10 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     for file in sorted(set(places.values())):
         if Path(file).name != file:
             raise CheckpointError(f"{index} must name files beside it, got {file}")
-        tensors |= _read_file(path / file)
+        tensors |= read_safetensors(path / file)[1]
     if lost := sorted(set(places) - set(tensors)):
         raise CheckpointError(f"{index} names {len(lost)} tensors that its files do not hold: {_some(lost)}")
     return tensors
-
-
-def _read_file(path: Path) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read {path} as a safetensors file: {str(error).splitlines()[0]}") from None
 
 
 def _some(names: Any, most: int = 4) -> str:

@@ -3,7 +3,6 @@
 B batch   T tokens   V vocabulary   D model width
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Iterator
@@ -14,21 +13,17 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .backbones import Backbone, State, make_backbone
 from .bpe import BPETokenizer
+from .checkpoints import CheckpointError, fingerprint, read_safetensors
 from .files import atomic_write
 from .tokenizer import ByteTokenizer
 
 SCHEMA = 1
 Tokenizer = ByteTokenizer | BPETokenizer
-
-
-class CheckpointError(ValueError):
-    """A file does not hold what was asked for: missing, damaged, of another class or another version."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +43,12 @@ class LMConfig:
     backbone: str = "transformer"
     """Family of the backbone: a key of `tdraft.models.backbones.BACKBONES`."""
 
-    def make(self) -> Backbone:
-        """A new backbone, drawn with torch's global generator."""
-        sizes: dict[str, Any] = {"d_model": self.d_model, "n_layers": self.n_layers}
+    def make(self, **others: Any) -> Backbone:
+        """A new backbone, drawn with torch's global generator.
+
+        :param others: sizes of the family beside these
+        """
+        sizes: dict[str, Any] = {"d_model": self.d_model, "n_layers": self.n_layers, **others}
         if self.backbone == "transformer":
             sizes |= {"n_heads": self.n_heads, "max_length": self.max_length}
         elif self.n_heads is not None:
@@ -113,6 +111,10 @@ class LanguageModel(nn.Module):
         """(..., D) -> (..., V)."""
         return F.linear(hidden, self.embedding)
 
+    def count_bytes(self, tokens: np.ndarray) -> int:
+        """How many bytes tokens (N,) stand for; those of a vocabulary without a tokenizer count as one each."""
+        return len(tokens) if isinstance(self.tokenizer, ByteTokenizer) else int(self.tokenizer.byte_lengths[tokens].sum())
+
     @property
     def n_parameters(self) -> int:
         """Number of weights, the tied embedding counted once."""
@@ -121,13 +123,8 @@ class LanguageModel(nn.Module):
     @property
     def fingerprint(self) -> str:
         """16 hex digits of the sha256 of configuration and weights."""
-        digest = hashlib.sha256(json.dumps(asdict(self.config), sort_keys=True).encode())
-        if isinstance(self.tokenizer, BPETokenizer):
-            digest.update(self.tokenizer.fingerprint.encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()[:16]
+        vocabulary = self.tokenizer.fingerprint if isinstance(self.tokenizer, BPETokenizer) else ""
+        return fingerprint(json.dumps(asdict(self.config), sort_keys=True) + vocabulary, self.state_dict())
 
     def save(self, path: str | Path) -> None:
         """Write weights and configuration to one safetensors file; a failure leaves the former file as it was."""
@@ -144,12 +141,7 @@ class LanguageModel(nn.Module):
 
         :raises CheckpointError: no such file, a damaged one, another class or a newer schema
         """
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"cannot read {path} as a safetensors file: {str(error).splitlines()[0]}") from None
+        metadata, tensors = read_safetensors(path)
         if metadata.get("class") != cls.__name__:
             raise CheckpointError(f"{path} must hold a {cls.__name__}, it holds {metadata.get('class', 'no class name')}")
         if metadata.get("schema") != str(SCHEMA):
@@ -175,8 +167,7 @@ def bits_per_byte(model: LanguageModel, tokens: np.ndarray, *, length: int | Non
     for begin, logits in sweep_logits(model, tokens, length, batch):
         target = torch.from_numpy(tokens[begin + 1 : begin + 1 + len(logits)].astype(np.int64))
         nats += F.cross_entropy(logits[: len(target)].double(), target, reduction="sum").item()
-    bytes_ = len(tokens) - 1 if isinstance(model.tokenizer, ByteTokenizer) else model.tokenizer.byte_lengths[tokens[1:]].sum()
-    return nats / math.log(2) / float(bytes_)
+    return nats / math.log(2) / model.count_bytes(tokens[1:])
 
 
 def predict_argmax(model: LanguageModel, tokens: np.ndarray, *, length: int | None = None, batch: int = 16) -> np.ndarray:

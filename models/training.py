@@ -23,12 +23,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from .checkpoints import CheckpointError
 from .distributed import average
 from .files import atomic_write
-from .language_model import CheckpointError, LanguageModel, bits_per_byte, predict_argmax
+from .language_model import LanguageModel, bits_per_byte, predict_argmax
 from .optimizers import Optimizer, Optimizers, schedule
 from .precision import LossScaler, Masters, Precision, autocast, clip, has_fast_bf16, resolve, storage
-from .tokenizer import ByteTokenizer
 from .training_log import Log
 
 __all__ = [
@@ -154,7 +154,8 @@ def train_language_model(
 
         def evaluate() -> float:
             score = bits_per_byte(model, validation[: config.eval_tokens], length=config.length)
-            log.text(run.step, sample(model, validation))
+            if log.events is not None:
+                log.text(run.step, sample(model, validation))
             if score < run.best:
                 run.best, run.worse = score, 0
                 if config.patience is not None and run_dir is not None and writes:
@@ -164,12 +165,14 @@ def train_language_model(
             return score
 
         score, scored = math.nan, -1
+        token_bytes = model.count_bytes(train[:100_000]) / len(train[:100_000])
         since, tick = run.step, run.clock()
         total = config.steps if config.seconds is None else round(config.seconds)
         silent = not (writes and sys.stderr.isatty())
         with tqdm(total=total, unit="step" if config.seconds is None else "s", disable=silent) as bar:
             while not run.finished and (stop is None or run.step < stop):
-                lr, (loss, norm) = run.lr, run.update(train)
+                lr = run.lr
+                loss, norm = run.update(train, lr)
                 if math.isnan(loss) or not (math.isfinite(norm) or run.scaler.enabled):
                     good = checkpoint is not None and checkpoint.exists()
                     kept = f"the last good checkpoint is {checkpoint}" if good else "nothing was saved"
@@ -185,7 +188,7 @@ def train_language_model(
                     scale = run.scaler.scale if run.scaler.enabled else math.nan
                     skipped = run.scaler.skipped if run.scaler.enabled else math.nan
                     shown = score if scored == run.step else math.nan
-                    bits = loss / math.log(2) / bytes_per_token(model, train)
+                    bits = loss / math.log(2) / token_bytes
                     tokens = run.step * windows * config.length
                     log.row(run.step, (run.step, now, tokens, loss, bits, lr, norm, scale, skipped, speed, shown))
                 if run.step % config.checkpoint_every == 0:
@@ -237,12 +240,12 @@ class _Run:
     def lr(self) -> float:
         return self.config.lr * schedule(self.fraction, self.config.warmup, self.config.final_lr)
 
-    def update(self, tokens: np.ndarray) -> tuple[float, float]:
+    def update(self, tokens: np.ndarray, lr: float) -> tuple[float, float]:
         """One step down the mean cross-entropy of random windows; the weights stay when loss or gradient isn't finite.
 
         :return: loss in nats a token, norm of the gradient before it is clipped
         """
-        config, passes, lr = self.config, self.config.accumulate, self.lr
+        config, passes = self.config, self.config.accumulate
         windows = draw(tokens, self.rng, config.batch * passes * self.processes, config.length)
         own = windows.chunk(self.processes)[self.rank]
         loss = 0.0
@@ -313,11 +316,6 @@ def draw(tokens: np.ndarray, rng: np.random.Generator, batch: int, length: int) 
     """(B, T + 1) int64: windows of the text that start anywhere."""
     starts = rng.integers(0, len(tokens) - length, size=batch)
     return torch.from_numpy(tokens[starts[:, None] + np.arange(length + 1)].astype(np.int64))
-
-
-def bytes_per_token(model: LanguageModel, tokens: np.ndarray) -> float:
-    """Mean length of the first tokens of a text."""
-    return 1.0 if isinstance(model.tokenizer, ByteTokenizer) else float(model.tokenizer.byte_lengths[tokens[:100_000]].mean())
 
 
 def data_hash(*texts: np.ndarray) -> str:

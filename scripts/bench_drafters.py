@@ -11,18 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from tqdm import trange
 
+from tdraft.models.checkpoints import CheckpointError, metadata_of
 from tdraft.models.corpus import Corpus, default_corpus, draw_prompts, load_corpus
 from tdraft.models.decoding.cost import CostModel
 from tdraft.models.decoding.drafters import Drafter, LMDrafter, NGramDrafter
 from tdraft.models.decoding.lookup_drafters import SuffixDrafter
 from tdraft.models.decoding.record import count_accepted, measure_cost, plain_text, propose
 from tdraft.models.decoding.sampling import Sampling
-from tdraft.models.language_model import CheckpointError, LanguageModel, predict_argmax
+from tdraft.models.language_model import LanguageModel, predict_argmax
 from tdraft.models.ngram import NGram
-from tdraft.models.pretrained import HEADS, PRETRAINED, load_pretrained, pretrained_heads
+from tdraft.models.pretrained import HEADS, PRETRAINED, load_pretrained
 from tdraft.models.threads import one_thread
 from tdraft.scripts.loading import at_least, check_context, load_drafter_of
 from tdraft.scripts.results import write_rows
@@ -112,23 +112,13 @@ def make_drafters(bench: DraftersBench, target: LanguageModel, corpus: Corpus, n
             yield f"{name}, one layer" if name == "drafter" else name, LMDrafter(load_pretrained(name))
         elif name in HEADS:
             try:
-                with pretrained_heads(name, target) as path:
-                    heads = load_drafter_of(path, target)
+                heads = load_drafter_of(name, target)
             except CheckpointError as error:
                 print(f"left out: {error}", file=sys.stderr)
                 continue
             yield name, heads
-        elif (belongs := target_of(name)) is None or belongs == target.fingerprint:
+        elif metadata_of(name).get("target", target.fingerprint) == target.fingerprint:
             yield Path(name).stem, load_drafter_of(name, target)
-
-
-def target_of(path: str) -> str | None:
-    """Fingerprint of the target that the heads in this file belong to; None for any other file or name."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get("target")
-    except (OSError, SafetensorError):
-        return None
 
 
 def accepted(

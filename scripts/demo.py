@@ -5,7 +5,6 @@ import logging
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -142,7 +141,7 @@ def build_models(demo: Demo, corpus: Corpus, stage: Stage) -> Models:
     fast = autocast(resolve("auto"), "cpu")  # for what need not be exact: labels of a drafter, a predictor's first weights
     distilled = stage(
         "distil n-grams",
-        lambda: counted("distilled", lambda: ngram.distill(sample, within(fast, predict_argmax, target, sample))),
+        lambda: counted("distilled", lambda: ngram.distill(sample, fast(predict_argmax)(target, sample))),
     )
     small = LMConfig(d_model=64, n_layers=1, n_heads=2, max_length=length)
     drafter = stage(f"{verb} the drafter", lambda: language_model("drafter", small, demo.drafter_seconds))
@@ -155,14 +154,8 @@ def build_models(demo: Demo, corpus: Corpus, stage: Stage) -> Models:
             "ngram": float(ngram.bits_per_token(probe)),
         },
     )
-    swept = rest, stage("sweep more text", lambda: within(fast, text_logits, target, rest))
+    swept = rest, stage("sweep more text", lambda: fast(text_logits)(target, rest))
     return Models(target, {DISTILLED: NGramDrafter(distilled), ONE_LAYER: LMDrafter(drafter)}, bits, swept)
-
-
-def within(context: AbstractContextManager, function: Callable, *arguments):
-    """A call inside a context."""
-    with context:
-        return function(*arguments)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import tyro
 from tdraft.models.bpe import BPETokenizer
 from tdraft.models.corpus import Corpus, default_corpus, load_corpus
 from tdraft.models.distributed import process_group
-from tdraft.models.language_model import LanguageModel, LMConfig
+from tdraft.models.language_model import LanguageModel, LMConfig, Tokenizer
 from tdraft.models.ngram import NGram
 from tdraft.models.ngrams.smoothing import Smoothing
 from tdraft.models.ngrams.words import WordModel
@@ -135,11 +135,10 @@ def evaluate(config: LMEval) -> float:
             f"words ({found.unknown:,} unknown; {found.sentences:,} lines, whose ends count) of {name}"
         )
         return found.with_unknown
-    tokenizer = ByteTokenizer() if isinstance(model, NGram) else model.tokenizer
+    tokenizer, unit = _tokenizer(model)
     tokens = tokenizer.encode(text)[: config.tokens]
-    unit = "bytes" if isinstance(tokenizer, ByteTokenizer) else "tokens"
     bits = model.bits_per_token(tokens) if isinstance(model, NGram) else bits_per_byte(model, tokens, length=config.length)
-    print(f"{bits:.4f} bits per byte on {len(tokens):,} {unit} of {name}, model {model.fingerprint}")
+    print(f"{bits:.4f} bits per byte on {len(tokens):,} {unit}s of {name}, model {model.fingerprint}")
     return bits
 
 
@@ -175,14 +174,12 @@ def score(config: LMScore) -> None:
             pieces, log10, unit = found.words, found.log10, "word"
             notes = ["unknown" if u else f"{m}-gram" for u, m in zip(found.unknown, found.matched)]
         else:
-            tokenizer = ByteTokenizer() if isinstance(model, NGram) else model.tokenizer
+            tokenizer, unit = _tokenizer(model)
             tokens = tokenizer.encode(text)
             if not len(tokens):
                 raise ScoreError("an empty text has no bytes to score; give a sentence")
             log10 = np.log10(model.probabilities(tokens)) if isinstance(model, NGram) else _log10(model, tokens)
-            pieces, unit = [repr(tokenizer.decode_bytes([t]))[2:-1] for t in tokens.tolist()], "token"
-            if isinstance(tokenizer, ByteTokenizer):
-                unit = "byte"
+            pieces = [repr(tokenizer.decode_bytes([t]))[2:-1] for t in tokens.tolist()]
             notes = [""] * len(pieces)
         if config.words:
             for piece, p, note in zip(pieces, log10, notes):
@@ -203,6 +200,12 @@ def _log10(model: LanguageModel, tokens: np.ndarray) -> np.ndarray:
         logits, _ = model(torch.from_numpy(tokens[None]))
     p = torch.log_softmax(logits[0, :-1].double(), -1).gather(1, torch.from_numpy(tokens[1:, None]))[:, 0]
     return np.concatenate([[-np.log10(model.config.vocab_size)], p.numpy() / np.log(10)])
+
+
+def _tokenizer(model: LanguageModel | NGram) -> tuple[Tokenizer, str]:
+    """What makes a model's tokens, and what one of them is called."""
+    tokenizer = ByteTokenizer() if isinstance(model, NGram) else model.tokenizer
+    return tokenizer, "byte" if isinstance(tokenizer, ByteTokenizer) else "token"
 
 
 def _load(path: Path) -> LanguageModel | NGram | WordModel:

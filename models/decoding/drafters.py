@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tdraft.kernels.jit import Box
 from tdraft.kernels.ngram import draft as ngram_draft
 
 from ..backbones.base import State
+from ..checkpoints import metadata_of
 from ..language_model import LanguageModel
 from ..ngram import NGram
 from ..pretrained import HEADS, PRETRAINED, load_pretrained, pretrained_heads
@@ -134,6 +134,24 @@ class NGramDrafter(Drafter):
         return self.model.distribution(self.buffer[: self.length + self.drafted])
 
 
+class LogitsDrafter(Drafter):
+    """Proposes the likeliest token by a network's logits."""
+
+    def _logits(self) -> np.ndarray:
+        """(V,) float64 after text and drafts."""
+        raise NotImplementedError
+
+    def propose(self) -> Proposal:
+        token, confidence, entropy = greedy_features(self._logits())
+        self.draw(int(token))
+        return Proposal(int(token), float(confidence), float(entropy), 0.0, 0.0)
+
+    def distribution(self) -> np.ndarray:
+        logits = self._logits()
+        p = np.exp(logits - logits.max())
+        return p / p.sum()
+
+
 class Reading(NamedTuple):
     """How far a language model has read a text and its drafts."""
 
@@ -142,7 +160,7 @@ class Reading(NamedTuple):
     logits: np.ndarray  # (V,) of the next token; empty where none is read
 
 
-class LMDrafter(Drafter):
+class LMDrafter(LogitsDrafter):
     """Proposes the likeliest token of a small language model, which keeps its own state of the text.
 
     Its catch-up (the tokens that the target emitted and it has not read) is fed together with the next draft step.
@@ -181,16 +199,6 @@ class LMDrafter(Drafter):
             self._text = Reading(self.length, state.at(new), rows[0, new - 1].double().numpy()) if self.drafted else self._drafts
         return self._drafts.logits
 
-    def propose(self) -> Proposal:
-        token, confidence, entropy = greedy_features(self._logits())
-        self.draw(int(token))
-        return Proposal(int(token), float(confidence), float(entropy), 0.0, 0.0)
-
-    def distribution(self) -> np.ndarray:
-        logits = self._logits()
-        p = np.exp(logits - logits.max())
-        return p / p.sum()
-
 
 class DrafterError(ValueError):
     """A file that holds no drafter, or not one for this target."""
@@ -222,22 +230,16 @@ def load_drafter(path: str | Path, target: LanguageModel | None = None) -> Draft
             f"{path} is no drafter: give an n-gram model (.npz), a language model or heads (.safetensors), or a name: "
             f"{', '.join(('prompt-lookup', 'suffix', 'suffix:FILE', *PRETRAINED, *HEADS))}"
         )
-    if _class_of(path) in (LanguageModel.__name__, None):  # whose own error says what is wrong with a file without a class
+    if metadata_of(path).get("class") in (
+        LanguageModel.__name__,
+        None,
+    ):  # whose own error says what is wrong with a file without a class
         return LMDrafter(LanguageModel.load(path))
     from .head_drafters import load_head_drafter
 
     if target is None:
         raise DrafterError(f"{path} holds heads, which draft only with their target: give it too")
     return load_head_drafter(path, target)
-
-
-def _class_of(path: str | Path) -> str | None:
-    """What a safetensors file says that it holds; None where it says nothing or cannot be read."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get("class")
-    except (OSError, SafetensorError):
-        return None
 
 
 def read_target(

@@ -17,7 +17,7 @@ from ..heads.early_exit import EarlyExit
 from ..heads.files import load_heads
 from ..heads.parallel import ParallelHeads
 from ..language_model import LanguageModel
-from .drafters import Drafter, LMDrafter, Proposal, greedy_features
+from .drafters import Drafter, LMDrafter, LogitsDrafter
 
 
 def load_head_drafter(path: str | Path, target: LanguageModel) -> Drafter:
@@ -40,7 +40,7 @@ def make_head_drafter(heads: Heads, target: LanguageModel) -> Drafter:
     return ChainDrafter(heads, target)
 
 
-class HeadDrafter(Drafter):
+class HeadDrafter(LogitsDrafter):
     """Keeps the hidden states that no head has read yet."""
 
     def __init__(self, heads: Heads, target: LanguageModel):
@@ -62,20 +62,6 @@ class HeadDrafter(Drafter):
         """What was watched since the last call, (1, T, F)."""
         hidden, self._watched = torch.cat(self._watched), []
         return hidden[None]
-
-    def _logits(self) -> np.ndarray:
-        """(V,) float64 after text and drafts."""
-        raise NotImplementedError
-
-    def propose(self) -> Proposal:
-        token, confidence, entropy = greedy_features(self._logits())
-        self.draw(int(token))
-        return Proposal(int(token), float(confidence), float(entropy), 0.0, 0.0)
-
-    def distribution(self) -> np.ndarray:
-        logits = self._logits()
-        p = np.exp(logits - logits.max())
-        return p / p.sum()
 
 
 class ParallelDrafter(HeadDrafter):

@@ -7,17 +7,17 @@ h_i itself (depth 0) predicts t_{i+1}.
 B batch   T tokens   D width of the trunk   F = D (1 + taps)   K depths
 """
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..backbones import Backbone, make_backbone
+from ..backbones import Backbone
 from ..backbones.taps import tapped
+from ..checkpoints import fingerprint
 from ..language_model import LanguageModel
 
 
@@ -71,11 +71,7 @@ class Heads(nn.Module, ABC):
     @property
     def fingerprint(self) -> str:
         """16 hex digits of the sha256 of kind, weights and trunk."""
-        digest = hashlib.sha256(f"{type(self).__name__} {self.depth} {self.trunk_fingerprint}".encode())
-        for name, tensor in sorted(self.own().items()):
-            digest.update(f"{name} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()[:16]
+        return fingerprint(f"{type(self).__name__} {self.depth} {self.trunk_fingerprint}", self.own())
 
 
 def read_trunk(trunk: LanguageModel, tokens: Tensor, taps: tuple[int, ...] = ()) -> Tensor:
@@ -89,7 +85,5 @@ def read_trunk(trunk: LanguageModel, tokens: Tensor, taps: tuple[int, ...] = ())
 def one_block(trunk: LanguageModel) -> Backbone:
     """A block of the trunk's own family and a norm. A Transformer's SwiGLU is as wide as the model: heads are to be small."""
     config = trunk.config
-    sizes: dict[str, Any] = {"d_model": config.d_model, "n_layers": 1}
-    if config.backbone == "transformer":
-        sizes |= {"n_heads": config.n_heads, "max_length": config.max_length, "d_hidden": config.d_model}
-    return make_backbone(config.backbone, **sizes)
+    others = {"d_hidden": config.d_model} if config.backbone == "transformer" else {}
+    return replace(config, n_layers=1).make(**others)

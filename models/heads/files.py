@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ..checkpoints import CheckpointError, read_safetensors
 from ..files import atomic_write
-from ..language_model import CheckpointError, LanguageModel
+from ..language_model import LanguageModel
 from .base import Heads
 from .eagle import Eagle, Eagle3
 from .early_exit import EarlyExit
@@ -57,12 +57,7 @@ def load_heads(path: str | Path, trunk: LanguageModel) -> Heads:
 
     :raises CheckpointError: no such file, a damaged one, of no heads, of another schema, or of another trunk
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read {path} as a safetensors file: {str(error).splitlines()[0]}") from None
+    metadata, tensors = read_safetensors(path)
     kinds = {cls.__name__: kind for kind, cls in KINDS.items()}
     if metadata.get("class") not in kinds:
         raise CheckpointError(f"{path} must hold heads ({', '.join(kinds)}), it holds {metadata.get('class', 'no class name')}")

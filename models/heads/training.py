@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from ..decoding.record import plain_text
+from ..decoding.sampling import Sampling
 from ..language_model import LanguageModel
 from ..training import TrainingDiverged, draw, schedule
 from .base import Heads, read_trunk
@@ -157,10 +159,5 @@ def agreement(heads: Heads, trunk: LanguageModel, windows: np.ndarray, *, batch:
 
 def greedy_windows(trunk: LanguageModel, prompts: np.ndarray, length: int) -> np.ndarray:
     """(M, P + length) prompts (M, P) and what the trunk goes on with, greedily."""
-    with torch.inference_mode():
-        text = torch.from_numpy(prompts.astype(np.int64))
-        logits, state = trunk(text)
-        for _ in range(length - 1):
-            text = torch.cat((text, logits[:, -1:].argmax(-1)), dim=1)
-            logits, state = trunk(text[:, -1:], state)
-        return torch.cat((text, logits[:, -1:].argmax(-1)), dim=1).numpy()
+    text = plain_text(trunk, prompts.astype(np.int64), length, Sampling(temperature=0.0), np.arange(len(prompts)))
+    return np.concatenate([prompts, text], axis=1)

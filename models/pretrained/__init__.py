@@ -5,9 +5,8 @@ from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from safetensors import safe_open
-
-from ..language_model import CheckpointError, LanguageModel
+from ..checkpoints import CheckpointError, metadata_of
+from ..language_model import LanguageModel
 
 PRETRAINED = {
     "transformer": "a byte-level Transformer target",
@@ -44,12 +43,10 @@ def pretrained_heads(kind: str, target: LanguageModel) -> Iterator[Path]:
     for name in PRETRAINED:
         source = files(__name__) / f"{name}-{kind}.safetensors"
         if source.is_file():
-            with as_file(source) as path, safe_open(path, framework="pt") as file:
-                mine = (file.metadata() or {}).get("target") == target.fingerprint
-            if mine:
-                with as_file(source) as path:
+            with as_file(source) as path:
+                if metadata_of(path).get("target") == target.fingerprint:
                     yield path
-                return
+                    return
     raise CheckpointError(
         f"no {kind} heads come with target {target.fingerprint}; train some: tdraft lm heads {kind} --target FILE"
     )
