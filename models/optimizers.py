@@ -24,17 +24,10 @@ class Optimizers:
     def __init__(self, model: nn.Module, masters: Masters, kind: str, *, beta1: float, beta2: float, weight_decay: float):
         if kind not in ("adamw", "muon"):
             raise ValueError(f'optimizer must be "adamw" or "muon", got "{kind}"')
-        hidden, matrices, gains = [], [], []
-        for path, module in model.named_modules():
-            for name, p in module.named_parameters(recurse=False):
-                if not p.requires_grad:
-                    continue
-                if p.dim() < 2 or name in getattr(module, "undecayed", ()):
-                    gains.append(p)
-                elif kind == "muon" and p.dim() == 2 and not f"{path}.{name}".lstrip(".").startswith(("embedding", "head")):
-                    hidden.append(p)
-                else:
-                    matrices.append(p)
+        decaying, gains = decaying_and_other(model)
+        hidden, matrices = [], []
+        for name, p in decaying.items():
+            (hidden if kind == "muon" and p.dim() == 2 and not name.startswith(("embedding", "head")) else matrices).append(p)
         groups = [
             {"params": masters.of(matrices), "weight_decay": weight_decay},
             {"params": masters.of(gains), "weight_decay": 0.0},
@@ -62,6 +55,20 @@ class Optimizers:
     def load_state_dict(self, states: list[dict]) -> None:
         for optimizer, state in zip(self.optimizers, states, strict=True):
             optimizer.load_state_dict(state)
+
+
+def decaying_and_other(model: nn.Module) -> tuple[dict[str, nn.Parameter], list[nn.Parameter]]:
+    """The trained parameters that decay, by name, and those that don't: vectors, and what a layer calls `undecayed`."""
+    decaying, other = {}, []
+    for path, module in model.named_modules():
+        for name, p in module.named_parameters(recurse=False):
+            if not p.requires_grad:
+                continue
+            if p.dim() < 2 or name in getattr(module, "undecayed", ()):
+                other.append(p)
+            else:
+                decaying[f"{path}.{name}".lstrip(".")] = p
+    return decaying, other
 
 
 def schedule(fraction: float, warmup: float, final: float) -> float:

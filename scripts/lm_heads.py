@@ -13,6 +13,7 @@ from tdraft.models.heads.base import Heads
 from tdraft.models.heads.files import Kind, make_heads, save_heads
 from tdraft.models.heads.training import HeadTraining, agreement, greedy_windows, train_heads
 from tdraft.models.language_model import LanguageModel
+from tdraft.models.pretrained import load_pretrained
 
 CONTEXTS = 64  # held-out windows that heads are measured on
 
@@ -24,9 +25,9 @@ class LMHeads:
     kind: Annotated[Kind, tyro.conf.Positional]
     """Which heads: docs/heads.md says when to use which."""
     target: Path
-    """The trunk, a language model (.safetensors)."""
+    """The trunk, a language model (.safetensors), or the name of one that comes with tdraft: transformer, mamba, drafter."""
     output: Path | None = None
-    """Where the heads go; by default <target>-<kind>.safetensors beside the target."""
+    """Where the heads go; by default <target>-<kind>.safetensors beside the target's file, or here."""
     depth: int | None = None
     """Tokens drafted after the one that the trunk itself chooses; for early-exit the layers that are run."""
     corpus: Path | None = None
@@ -46,7 +47,7 @@ def heads(config: LMHeads) -> Heads:
     """Run `tdraft lm heads`."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    trunk = LanguageModel.load(config.target).float()
+    trunk = load_pretrained(config.target)
     made = make_heads(config.kind, trunk, config.depth, config.seed)
     corpus = default_corpus(config.max_bytes) if config.corpus is None else load_corpus(config.corpus)
     print(f"{config.kind}, depth {made.depth}: {made.n_parameters:,} weights for target {made.trunk_fingerprint}")

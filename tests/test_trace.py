@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tdraft.models.decoding.cost import CostModel
-from tdraft.models.decoding.record import count_accepted, draft_tree
+from tdraft.models.decoding.record import count_accepted, draft_tree, draft_trie
 from tdraft.models.decoding.trace import Trace, TraceError
 
 
@@ -76,6 +76,21 @@ def test_count_accepted_by_hand():
 def test_draft_tree_hangs_every_draft_on_its_position():
     parents = draft_tree(3, 2)
     assert parents.tolist() == [-1, 0, 1, 0, 1, 2, 3, 4, 5]
+
+
+def test_draft_trie_holds_every_beginning_once():
+    rng = np.random.default_rng(0)
+    text, proposals = rng.integers(2, size=9), rng.integers(2, size=(9, 4))
+    nodes, parents, judge = draft_trie(text, proposals)
+    assert nodes[:9].tolist() == text.tolist() and parents[:9].tolist() == list(range(-1, 8))
+    assert len(set(zip(parents.tolist(), nodes.tolist()))) == len(nodes)
+    for n, draft in enumerate(proposals.tolist()):
+        for k in range(4):
+            path, node = [], int(judge[n, k])
+            while node >= 0:
+                path.append(int(nodes[node]))
+                node = int(parents[node])
+            assert path[::-1] == [*text[: n + 1].tolist(), *draft[:k]]
 
 
 def test_cost_model(tmp_path):

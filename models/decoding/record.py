@@ -21,8 +21,6 @@ from .session import Session, position_noise
 from .trace import Trace
 from .verification import choose
 
-STRETCH = 8  # positions whose drafts share a call: long stretches attend in vain, short ones make many calls
-
 
 def draft_tree(n_tokens: int, depth: int) -> np.ndarray:
     """Parents (N + N * K,) of the tree that holds a text and, at each of its N positions, a draft of K tokens.
@@ -124,21 +122,43 @@ def plain_text(target: LanguageModel, prompts: np.ndarray, n_tokens: int, sampli
     return np.concatenate(out, axis=1)
 
 
-def _judge(target: LanguageModel, state: State, text: np.ndarray, proposals: np.ndarray, sampling: Sampling):
-    """The target's word on a stretch of text and its drafts.
+def draft_trie(text: np.ndarray, proposals: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The tree of a text and all its drafts, in which what begins alike is there once.
 
-    :param text: (B, n) the token before each position
-    :param proposals: (B, n, K)
-    :return: logits (B, n, V) at the positions, probability (B, n, K) of each proposal after those before it, state after the text
+    Where a draft goes on as the text does, the next position's draft is mostly the rest of it: a trie has half the nodes.
+
+    :param text: (N,) the token before each position
+    :param proposals: (N, K)
+    :return: tokens (M,), the text's first; parents (M,); (N, K) the node whose logits judge each proposal
     """
-    batch, size, depth = proposals.shape
-    drafts = proposals.transpose(0, 2, 1).reshape(batch, -1).astype(np.int64)
-    nodes = torch.from_numpy(np.concatenate([text, drafts], axis=1))
-    out, state = target(nodes, state, parents=draft_tree(size, depth))
-    logits = out.double().numpy().reshape(batch, depth + 1, size, -1)
-    judged = np.moveaxis(sampling(logits[:, :depth]), 1, 2)  # (B, n, K, V): the law of the token that the k-th draft claims
-    probability = np.take_along_axis(judged, proposals[..., None].astype(np.int64), -1)[..., 0]
-    return logits[:, 0], probability, state.path(np.arange(size))
+    N, K = proposals.shape
+    tokens, parents = text.tolist(), list(range(-1, N - 1))
+    child = {(n, token): n + 1 for n, token in enumerate(tokens[1:])}
+    judge = np.empty((N, K), np.int64)
+    for n, draft in enumerate(proposals.tolist()):
+        node = n
+        for k, token in enumerate(draft):
+            judge[n, k] = node
+            if k + 1 < K:
+                parent, node = node, child.setdefault((node, token), len(tokens))
+                if node == len(tokens):
+                    tokens.append(token)
+                    parents.append(parent)
+    return np.array(tokens), np.array(parents), judge
+
+
+def _judge(target: LanguageModel, state: State, text: np.ndarray, proposals: np.ndarray, sampling: Sampling):
+    """The target's word on a text and its drafts.
+
+    :param state: of one sequence, before the text
+    :param text: (N,) the token before each position
+    :param proposals: (N, K)
+    :return: logits (N, V) at the positions, probability (N, K) of each proposal after those before it
+    """
+    nodes, parents, judge = draft_trie(text, proposals)
+    out, _ = target(torch.from_numpy(nodes[None]), state, parents=parents)
+    logits = out[0].double().numpy()
+    return logits[: len(text)], sampling(logits)[judge, proposals]
 
 
 def _margin(logits: np.ndarray, p: np.ndarray, noise: float, sampling: Sampling) -> float:
@@ -163,7 +183,7 @@ def record(
     progress: bool = False,
     meta: dict | None = None,
 ) -> Trace:
-    """The trace of the target's continuation of each prompt; a stretch of text and its drafts are verified as one tree.
+    """The trace of the target's continuation of each prompt; a text and its drafts are verified as one tree.
 
     :param prompts: (C, P) int64
     :param keys: (C,) seeds of the position-keyed noise
@@ -189,12 +209,9 @@ def record(
             proposals[rows], features[rows] = propose(target, drafter, prompts[rows], tokens[rows], depth)
             text = np.concatenate([prompts[rows, -1:], tokens[rows, :-1]], axis=1)
             before, state = target(torch.from_numpy(prompts[rows, :-1]))
-            logits = []
-            for first in range(0, n_tokens, STRETCH):
-                places = slice(first, first + STRETCH)
-                row, target_prob[rows, places], state = _judge(target, state, text[:, places], proposals[rows, places], sampling)
-                logits.append(row)
-            logits = np.concatenate(logits, axis=1)
+            logits = np.empty((len(text), n_tokens, target.config.vocab_size))
+            for row, c in enumerate(range(rows.start, rows.stop)):
+                logits[row], target_prob[c] = _judge(target, state.select([row]), text[row], proposals[c], sampling)
             entropy[rows] = distribution_entropy(np.concatenate([before[:, -1:].double().numpy(), logits[:, :-1]], axis=1))
             p = sampling(logits)
             for c in range(rows.start, rows.stop):

@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,7 +18,9 @@ from tqdm import tqdm
 from ..decoding.record import plain_text
 from ..decoding.sampling import Sampling
 from ..language_model import LanguageModel
-from ..training import TrainingDiverged, draw, schedule
+from ..optimizers import decaying_and_other, schedule
+from ..precision import autocast, resolve
+from ..training import TrainingDiverged, draw
 from .base import Heads, read_trunk
 
 
@@ -43,8 +46,8 @@ class HeadTraining:
     """Of matrices."""
     clip: float = 1.0
     """Largest norm of the gradient."""
-    bf16: bool = False
-    """Multiply matrices in bfloat16."""
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "32-true"
+    """Lightning's strings; auto is bf16-mixed where the device multiplies bfloat16 fast."""
     distil: bool = True
     """Learn what the trunk would choose, which is what drafts are checked against, instead of what the text goes on with."""
     joint: bool = False
@@ -97,21 +100,22 @@ def train_heads(heads: Heads, trunk: LanguageModel, tokens: np.ndarray, config: 
 
 
 def _make_optimizer(heads: Heads, trunk: LanguageModel, config: HeadTraining) -> torch.optim.Optimizer:
-    """AdamW over the heads' own weights, and the trunk's where it is trained along; only matrices decay."""
+    """AdamW over the heads' own weights, and the trunk's where it is trained along."""
     shared = {id(parameter) for parameter in trunk.parameters()}
-    own = [parameter for parameter in heads.parameters() if id(parameter) not in shared]
     groups = []
-    for parameters, part in ((own, 1.0), (list(trunk.parameters()) if config.joint else [], config.joint_lr)):
-        matrices, gains = [p for p in parameters if p.dim() >= 2], [p for p in parameters if p.dim() < 2]
-        groups.append({"params": matrices, "part": part, "weight_decay": config.weight_decay})
-        groups.append({"params": gains, "part": part, "weight_decay": 0.0})
+    for module, part in ((heads, 1.0), (trunk, config.joint_lr)) if config.joint else ((heads, 1.0),):
+        decaying, other = decaying_and_other(module)
+        for parameters, decay in ((decaying.values(), config.weight_decay), (other, 0.0)):
+            own = [p for p in parameters if module is trunk or id(p) not in shared]
+            groups.append({"params": own, "part": part, "weight_decay": decay})
     return torch.optim.AdamW([group for group in groups if group["params"]], config.lr, betas=(0.9, 0.95))
 
 
 def _update(heads: Heads, trunk: LanguageModel, optimizer: torch.optim.Optimizer, window: Tensor, config: HeadTraining) -> float:
     """One step down the loss of (B, T + 1) tokens, the heads' loss; where loss or gradient isn't finite, no step and NaN."""
     tokens, labels = window[:, :-1], window[:, 1:]
-    with torch.autocast(window.device.type, torch.bfloat16, enabled=config.bf16):
+    device = window.device.type
+    with autocast(resolve(config.precision, device), device):
         with torch.set_grad_enabled(config.joint):
             hidden = read_trunk(trunk, tokens, heads.taps)
             logits = trunk.logits(hidden[..., : trunk.config.d_model])
