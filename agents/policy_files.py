@@ -17,6 +17,7 @@ from tdraft.models.decoding.calibration import CalibrationError, shapes_fit
 from tdraft.models.decoding.cost import CostModel
 from tdraft.models.decoding.observation import FEATURE_VERSION, Calibration
 from tdraft.models.decoding.policy import DraftPolicy
+from tdraft.models.decoding.probe import Probe
 from tdraft.models.files import DAMAGED, atomic_write
 from tdraft.value.tiles import TileCoding, tile_index
 
@@ -163,7 +164,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 def _unpack_policy(meta: dict[str, Any], arrays: dict[str, np.ndarray]) -> SavedPolicy:
     decide, classes = RULES[meta["rule"]]
-    calibration = _unpack(meta["calibration"], arrays, (Calibration,))
+    calibration = _unpack(meta["calibration"], arrays, (Calibration, Probe))
     if not isinstance(calibration, Calibration) or not shapes_fit(calibration):
         raise CalibrationError("its calibration has other shapes")
     cost = CostModel.from_dict(meta["cost"])

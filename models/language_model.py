@@ -181,7 +181,15 @@ def predict_argmax(model: LanguageModel, tokens: np.ndarray, *, length: int | No
 def sweep_logits(
     model: LanguageModel, tokens: np.ndarray, length: int | None = None, batch: int = 16, *, overlap: float = 0.5
 ) -> Iterator[tuple[int, Tensor]]:
-    """(first position, logits (n, V)) that together cover every position of the text once.
+    """As `sweep_hidden`, logits (n, V) in place of hidden states."""
+    for begin, hidden in sweep_hidden(model, tokens, length, batch, overlap=overlap):
+        yield begin, model.logits(hidden)
+
+
+def sweep_hidden(
+    model: LanguageModel, tokens: np.ndarray, length: int | None = None, batch: int = 16, *, overlap: float = 0.5
+) -> Iterator[tuple[int, Tensor]]:
+    """(first position, hidden states (n, D)) that together cover every position of the text once.
 
     :param length: of a window, by default the model's longest context
     :param overlap: share of a window that the one before it has covered: what the first of its logits see of the text
@@ -192,7 +200,7 @@ def sweep_logits(
     for i in range(0, len(starts), batch):
         chosen = np.array(starts[i : i + batch])
         with torch.inference_mode():
-            logits, _ = model(torch.from_numpy(tokens[chosen[:, None] + np.arange(size)].astype(np.int64)))
-            for start, row in zip(chosen.tolist(), logits):
+            hidden, _ = model.hidden(torch.from_numpy(tokens[chosen[:, None] + np.arange(size)].astype(np.int64)))
+            for start, row in zip(chosen.tolist(), hidden):
                 yield done, row[done - start :]
                 done = start + size

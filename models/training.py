@@ -43,7 +43,7 @@ __all__ = [
     "train_language_model",
 ]
 
-SCHEMA = 2
+SCHEMA = 3
 SAMPLE = 240  # tokens of the text that TensorBoard shows at each evaluation
 
 
@@ -81,6 +81,8 @@ class TrainConfig:
     """Of matrices; gains, rates and steps have none."""
     clip: float = 1.0
     """Largest norm of the gradient."""
+    distil: float = 1.0
+    """With a teacher: weight of what it says of the next token, the rest being the text's own (Hinton et al. 2015)."""
     precision: Precision = "32-true"
     """Lightning's strings; auto is bf16-mixed where the device multiplies bfloat16 fast."""
     seed: int = 0
@@ -114,6 +116,7 @@ def train_language_model(
     config: TrainConfig,
     run_dir: str | Path | None = None,
     *,
+    teacher: LanguageModel | None = None,
     resume: bool = False,
     stop: int | None = None,
     changed_text: bool = False,
@@ -126,6 +129,7 @@ def train_language_model(
 
     :param train: (N,) token ids to learn from
     :param validation: (M,) token ids to evaluate on
+    :param teacher: a model of the same tokens, whose probabilities are learned beside the text; it stays as it is
     :param resume: go on from run_dir/checkpoint.pt where there is one, else begin
     :param stop: leave after this step, with a checkpoint: a run in two parts
     :param changed_text: go on although the text is not that of the checkpoint
@@ -133,15 +137,16 @@ def train_language_model(
     :raises CheckpointError: the checkpoint is damaged, or of another configuration, model or text
     :raises TrainingDiverged: the loss is NaN or infinite; the last checkpoint is kept
     """
-    _check(config, train, validation, model)
+    _check(config, train, validation, model, teacher)
     checkpoint = None if run_dir is None else Path(run_dir) / "checkpoint.pt"
     identity = {"config": asdict(config), "model": asdict(model.config), "data": data_hash(train, validation)}
+    identity["teacher"] = None if teacher is None else teacher.fingerprint
     saved = None
     if checkpoint is not None and checkpoint.exists():
         if not resume:
             raise ValueError(f"{checkpoint} is there already; resume it (resume=True, --resume) or choose another run_dir")
         saved = _load_checkpoint(checkpoint, identity, changed_text)
-    run = _Run(model, config)
+    run = _Run(model, config, teacher)
     if saved is not None:
         run.load_state_dict(saved)
     writes = not dist.is_initialized() or dist.get_rank() == 0
@@ -207,9 +212,9 @@ def train_language_model(
 class _Run:
     """All of a training that changes: optimiser, scaler, generator, counters, clock."""
 
-    def __init__(self, model: LanguageModel, config: TrainConfig):
+    def __init__(self, model: LanguageModel, config: TrainConfig, teacher: LanguageModel | None):
         device = next(model.parameters()).device.type
-        self.model, self.config = model, config
+        self.model, self.config, self.teacher = model, config, teacher
         self.precision = resolve(config.precision, device)
         model.to(storage(self.precision))
         self.autocast = autocast(self.precision, device)
@@ -243,7 +248,7 @@ class _Run:
     def update(self, tokens: np.ndarray, lr: float) -> tuple[float, float]:
         """One step down the mean cross-entropy of random windows; the weights stay when loss or gradient isn't finite.
 
-        :return: loss in nats a token, norm of the gradient before it is clipped
+        :return: loss on the text in nats a token, norm of the gradient before it is clipped
         """
         config, passes = self.config, self.config.accumulate
         windows = draw(tokens, self.rng, config.batch * passes * self.processes, config.length)
@@ -252,9 +257,12 @@ class _Run:
         for window in own.to(next(self.model.parameters()).device).chunk(passes):
             with self.autocast:
                 logits, _ = self.model(window[:, :-1])
-            part = F.cross_entropy(logits.flatten(0, 1).float(), window[:, 1:].flatten()) / passes
-            (part * self.scaler.scale).backward()
+            logits = logits.flatten(0, 1).float()
+            part = F.cross_entropy(logits, window[:, 1:].flatten()) / passes
             loss += part.item()
+            if self.teacher is not None:
+                part = (1 - config.distil) * part + config.distil * self._distance(window, logits) / passes
+            (part * self.scaler.scale).backward()
         gradients = self.masters.take_gradients(self.scaler.scale)
         if self.processes > 1:
             loss = average(gradients, loss)
@@ -269,6 +277,13 @@ class _Run:
             raise TrainingDiverged(f"{error} at step {self.step + 1}; lower lr ({config.lr:g}) or use bf16-mixed") from None
         self.optimizers.zero_grad()
         return loss, norm
+
+    def _distance(self, window: Tensor, logits: Tensor) -> Tensor:
+        """Cross-entropy to what the teacher says of the windows' tokens (B, T + 1), nats a token."""
+        assert self.teacher is not None
+        with torch.no_grad(), self.autocast:
+            law = self.teacher(window[:, :-1])[0].flatten(0, 1).float().softmax(-1)
+        return F.cross_entropy(logits, law)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -327,7 +342,9 @@ def data_hash(*texts: np.ndarray) -> str:
     return digest.hexdigest()[:16]
 
 
-def _check(config: TrainConfig, train: np.ndarray, validation: np.ndarray, model: LanguageModel) -> None:
+def _check(
+    config: TrainConfig, train: np.ndarray, validation: np.ndarray, model: LanguageModel, teacher: LanguageModel | None
+) -> None:
     for name in ("steps", "batch", "accumulate", "length", "log_every", "eval_every", "checkpoint_every"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be positive, got {getattr(config, name)}")
@@ -335,6 +352,14 @@ def _check(config: TrainConfig, train: np.ndarray, validation: np.ndarray, model
         raise ValueError(f"lr and seconds must be positive, got lr={config.lr}, seconds={config.seconds}")
     if config.seconds is not None and dist.is_initialized():
         raise ValueError("several processes cannot share a time budget; give steps, not seconds")
+    if not 0 <= config.distil <= 1:
+        raise ValueError(f"distil must be in [0, 1], got {config.distil}")
+    if teacher is not None and teacher.tokenizer.vocab_size != model.tokenizer.vocab_size:
+        raise ValueError(
+            f"the teacher has {teacher.config.vocab_size} tokens, the model {model.config.vocab_size}; use one tokenizer"
+        )
+    if teacher is not None and config.length > teacher.config.max_length:
+        raise ValueError(f"length {config.length} exceeds the teacher's max_length {teacher.config.max_length}; make it fit")
     if config.length > model.config.max_length:
         raise ValueError(f"length {config.length} exceeds the model's max_length {model.config.max_length}; make one of them fit")
     if len(train) <= config.length or len(validation) < 2:
@@ -354,6 +379,10 @@ def _load_checkpoint(path: Path, identity: dict[str, Any], changed_text: bool) -
         raise CheckpointError(
             f"{path} was trained on text {saved['data']}, this is {identity['data']}: it has grown, shrunk or changed; "
             "choose another run_dir, or say that you mean it (changed_text=True, --changed-text)"
+        )
+    if saved["teacher"] != identity["teacher"]:
+        raise CheckpointError(
+            f"{path} was made with teacher {saved['teacher']}, not {identity['teacher']}; use that or another run_dir"
         )
     for part in ("config", "model"):
         for name, value in identity[part].items():

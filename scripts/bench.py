@@ -94,6 +94,7 @@ def drawn_trace(contexts: int = 256, n_tokens: int = 64, depth: int = DEFAULT_CO
         target_prob=probability,
         accepted=np.minimum(accepted, n_tokens - 1 - np.arange(n_tokens)).astype(np.int32),
         target_entropy=rng.random((contexts, n_tokens)).astype(np.float32),
+        hidden=np.zeros((contexts, n_tokens, 0), np.float32),
         margin=np.ones((contexts, n_tokens), np.float32),
         meta={"drafter": "drawn", "target": "drawn"},
     )

@@ -16,7 +16,7 @@ from tdraft.models.decoding import observation as ob
 from tdraft.models.decoding.calibration import fit_calibration
 from tdraft.models.decoding.cost import CostModel
 from tdraft.models.decoding.drafters import Drafter, LMDrafter, NGramDrafter
-from tdraft.models.decoding.record import measure_cost, record, sweep, text_logits
+from tdraft.models.decoding.record import Reading, measure_cost, read_text, record, sweep
 from tdraft.models.decoding.sampling import Sampling
 from tdraft.models.decoding.trace import Trace
 from tdraft.models.files import atomic_write
@@ -58,7 +58,7 @@ class Demo:
     """training text behind it that the predictor of acceptance reads first"""
     contexts: int = 304
     """held-out test contexts"""
-    train_contexts: int = 240
+    train_contexts: int = 700
     """contexts that agents train on"""
     validation_contexts: int = 96
     """contexts that baselines are tuned and agents chosen on"""
@@ -102,7 +102,7 @@ class Models:
     target: LanguageModel
     drafters: dict[str, Drafter]
     bits: dict[str, float]  # bits per byte on the test split
-    swept: tuple[np.ndarray, np.ndarray]  # text that the n-gram's labels have not seen, and the target's logits on it
+    swept: Reading  # of text that the n-gram's labels have not seen
 
 
 def build_models(demo: Demo, corpus: Corpus, stage: Stage) -> Models:
@@ -154,7 +154,7 @@ def build_models(demo: Demo, corpus: Corpus, stage: Stage) -> Models:
             "ngram": float(ngram.bits_per_token(probe)),
         },
     )
-    swept = rest, stage("sweep more text", lambda: fast(text_logits)(target, rest))
+    swept = stage("sweep more text", lambda: fast(read_text)(target, rest))
     return Models(target, {DISTILLED: NGramDrafter(distilled), ONE_LAYER: LMDrafter(drafter)}, bits, swept)
 
 
@@ -201,8 +201,7 @@ def record_traces(
         traces[split] = record(models.target, drafter, begins, demo.tokens, demo.depth, sampling, keys, tokens=known, **options)
         texts[temperature, split] = traces[split].tokens
         traces[split].save(path)
-    text, logits = models.swept
-    calibration = fit_calibration(traces["train"], sweep=sweep(logits, text, drafter, sampling))
+    calibration = fit_calibration(traces["train"], sweep=sweep(models.swept, drafter, sampling))
     path = demo.out / "traces" / f"{slug(name)}-T{temperature:g}-cost.json"
     if demo.resume and path.exists():
         cost = CostModel.load(path)

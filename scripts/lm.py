@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -34,6 +34,8 @@ class LMTrain:
     """A tokenizer.json of `tdraft lm tokenizer`; by default the tokens are bytes."""
     model: LMConfig = field(default_factory=LMConfig)
     training: TrainConfig = field(default_factory=TrainConfig)
+    teacher: Path | None = None
+    """A model to learn from beside the text: a .safetensors file, or the name of one that comes with tdraft."""
     model_seed: int = 0
     """Of the initial weights."""
     resume: bool = False
@@ -112,11 +114,13 @@ def train(config: LMTrain) -> None:
             sizes = replace(sizes, vocab_size=tokenizer.vocab_size)
     model = LanguageModel(sizes, config.model_seed, tokenizer)
     texts = tokenizer.encode(corpus.train), tokenizer.encode(corpus.validation)
-    resume = {"resume": config.resume, "changed_text": config.changed_text}
+    options: dict[str, Any] = {"resume": config.resume, "changed_text": config.changed_text}
+    if config.teacher is not None:
+        options["teacher"] = load_pretrained(config.teacher)
     with process_group() as rank:
         if rank == 0:
             print(f"{model.n_parameters:,} parameters, {len(texts[0]):,} training tokens of {corpus.name}")
-        result = train_language_model(model, *texts, config.training, config.run_dir, **resume)
+        result = train_language_model(model, *texts, config.training, config.run_dir, **options)
     if rank == 0:
         print(
             f"{result.bits_per_byte:.3f} bits per byte on the first of the validation text after {result.step} steps, "

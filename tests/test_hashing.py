@@ -152,6 +152,7 @@ def draft_with_tokens() -> DraftEnv:
         target_prob=proposals.astype(np.float64),
         accepted=np.cumprod(proposals, axis=2).sum(axis=2).astype(np.int32),
         target_entropy=np.ones((c, n), np.float32),
+        hidden=np.zeros((c, n, 0), np.float32),
         margin=np.ones((c, n), np.float32),
     )
     cost = CostModel(np.array([0.0, 1.0, 1.1, 1.2, 1.3, 1.4]), draft=0.05, unit_seconds=1e-3)

@@ -18,6 +18,7 @@ from tdraft.kernels.jit import lean
 from tdraft.models.decoding import observation as ob
 from tdraft.models.decoding.cost import CostError, CostModel
 from tdraft.models.decoding.policy import DraftPolicy
+from tdraft.models.decoding.probe import DEPTHS, Probe, project
 
 DEPTH = 5
 COST = CostModel(np.array([0.0, 1.0, 1.3, 1.35, 1.4, 1.5, 1.6]), 0.07, 1.5e-3)
@@ -27,7 +28,21 @@ def some_calibration() -> ob.Calibration:
     weights = (np.random.default_rng(0).random(1 << ob.HASH_BITS) - 0.5).astype(np.float32)
     weights[1000:] = np.resize(weights[:1000], len(weights) - 1000)  # so that files are small
     emission = np.array([[0.1, 0.2, 0.3, 0.4], [0.4, 0.3, 0.2, 0.1]])
-    return ob.Calibration(weights, np.array([0.2, 0.5, 0.8]), np.array([0.6, 0.4]), np.array([[0.9, 0.1], [0.3, 0.7]]), emission)
+    transition = np.array([[0.9, 0.1], [0.3, 0.7]])
+    return ob.Calibration(weights, some_probe(), np.array([0.2, 0.5, 0.8]), np.array([0.6, 0.4]), transition, emission)
+
+
+def some_probe() -> Probe:
+    """Of a target of width 4 and 3 tokens, with 2 units."""
+    rng = np.random.default_rng(1)
+    shapes = ((4, 2), (3, 2), (3, 2), (DEPTHS, 2), (2,), (2,), (2,))
+    return Probe(*(rng.standard_normal(shape).astype(np.float32) for shape in shapes))
+
+
+def same(calibration: ob.Calibration) -> bool:
+    """Whether it is `some_calibration`, to the bit."""
+    pairs = [*zip(calibration, some_calibration()), *zip(calibration.probe, some_probe())]
+    return all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in pairs if isinstance(a, np.ndarray))
 
 
 MADE_FOR = {"calibration": some_calibration(), "cost": COST, "drafter": "d" * 16, "target": "a" * 16, "temperature": 0.8}
@@ -79,7 +94,7 @@ def test_a_loaded_policy_decides_identically(tmp_path, policy):
     assert rollout(saved.policy) == rollout(policy)
     assert type(saved.policy.params) is type(policy.params)
     assert saved.temperature == 0.8 and saved.cost.to_dict() == COST.to_dict()
-    assert all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in zip(saved.calibration, MADE_FOR["calibration"]))
+    assert same(saved.calibration)
     assert not list(path.parent.glob(".*"))
 
 
@@ -150,7 +165,7 @@ AGAIN = "make it again with tdraft policies trace --save"
         ({"features": 0}, f"PATH decides on version 0 of the observation, this tdraft builds {ob.FEATURE_VERSION}: {AGAIN}"),
         ({"rule": "magic"}, f'PATH holds the rule "magic", which this version does not have: {AGAIN}'),
         ({"memory": None}, f"PATH is damaged (KeyError: 'memory'): {AGAIN}"),
-        ({"params": {"array": "array9"}}, f"PATH is damaged (KeyError: 'array9'): {AGAIN}"),
+        ({"params": {"array": "array99"}}, f"PATH is damaged (KeyError: 'array99'): {AGAIN}"),
         ({"params": {"class": "Grid", "fields": {}}}, f"PATH is damaged (KeyError: 'Grid'): {AGAIN}"),
         ({"cost_fingerprint": "0"}, f"PATH is damaged (ValueError: its cost model is not the one of its fingerprint): {AGAIN}"),
         ({"calibration": {"array": "array0"}}, f"PATH is damaged (CalibrationError: its calibration has other shapes): {AGAIN}"),
@@ -219,7 +234,7 @@ def test_damage_is_refused_or_harmless(tmp_path, data):
         assert AGAIN in str(error)
     else:
         assert saved.policy.params.tolist() == [3.0] and saved.drafter == "d" * 16
-        assert all(np.array_equal(a, b) for a, b in zip(saved.calibration, MADE_FOR["calibration"]))
+        assert same(saved.calibration)
 
 
 def test_a_failed_save_leaves_the_former_file(path, monkeypatch):
@@ -270,19 +285,22 @@ def test_the_feature_version_is_raised_with_the_features():
     something else, so FEATURE_VERSION must be raised, and the new digest written here."""
     rng, calibration = np.random.default_rng(3), some_calibration()
     digest = hashlib.sha256(repr((ob.FIELDS, ob.HASH_BITS, ob.N_ACTIVE, ob.N_ACTIONS)).encode())
-    obs, active = np.zeros(ob.SIZE), np.empty(ob.N_ACTIVE, np.int64)
+    obs, active, projected = np.zeros(ob.SIZE), np.empty(ob.N_ACTIVE, np.int64), np.empty(2, np.float32)
     ob.begin_text(obs, calibration)
     for _ in range(30):
         ob.begin_round(obs, rng.random() * 5, 40.0)
+        project(calibration.probe, rng.random(4).astype(np.float32), projected)
         for depth in range(1, 1 + int(rng.integers(6))):
             confidence, entropy, order, count = rng.random(), rng.random() * 5, float(rng.integers(6)), rng.random() * 9
             text = rng.integers(3, size=200)
             ob.active_features(confidence, entropy, order, count, depth, obs[ob.TARGET_ENTROPY], text, 180 + depth, active)
             digest.update(active.tobytes())
-            acceptance = ob.predict_acceptance(calibration.weights, active)
+            score = ob.hashed_score(calibration.weights, active)
+            token, previous = text[180 + depth], text[179 + depth]
+            acceptance = ob.predict_acceptance(calibration.probe, projected, token, previous, depth, score)
             ob.add_token(obs, calibration, confidence, entropy, order, count, acceptance)
             digest.update(np.round(obs, 9).tobytes())
         verified = int(obs[ob.DRAFTED])
         ob.end_round(obs, calibration, verified, int(rng.integers(verified + 1)))
         digest.update(np.round(obs, 9).tobytes())
-    assert (ob.FEATURE_VERSION, digest.hexdigest()[:16]) == (2, "b311044327ce3f31")
+    assert (ob.FEATURE_VERSION, digest.hexdigest()[:16]) == (3, "5c0dc960a2b70ef3")

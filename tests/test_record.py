@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from tdraft.models.decoding import observation as ob
+from tdraft.models.decoding.acceptance import predict
 from tdraft.models.decoding.calibration import fit_calibration
 from tdraft.models.decoding.decoder import SpeculativeDecoder
 from tdraft.models.decoding.drafters import (
@@ -18,7 +19,8 @@ from tdraft.models.decoding.drafters import (
     read_target,
 )
 from tdraft.models.decoding.lookup_drafters import PromptLookupDrafter, SuffixDrafter
-from tdraft.models.decoding.record import measure_cost, record, sweep, text_logits
+from tdraft.models.decoding.probe import DEPTHS, Probe, no_probe
+from tdraft.models.decoding.record import Reading, measure_cost, read_text, record, sweep
 from tdraft.models.decoding.sampling import Sampling
 from tdraft.models.language_model import LanguageModel, LMConfig
 from tdraft.models.ngram import NGram
@@ -108,9 +110,9 @@ def test_literal_drafting_records_the_trace_of_the_fast_path(target, text, kind,
         np.testing.assert_array_equal(getattr(literal, name), getattr(fast, name), name)
     np.testing.assert_allclose(literal.features, fast.features, rtol=2e-7)  # of float64 to float32
     assert literal.meta == fast.meta and fast.accepted.max() > 0
-    logits = text_logits(target, text)
-    swept = sweep(logits, text, drafter, Sampling(temperature))
-    again = sweep(logits, text, Disguised(drafter), Sampling(temperature))
+    read = read_text(target, text)
+    swept = sweep(read, drafter, Sampling(temperature))
+    again = sweep(read, Disguised(drafter), Sampling(temperature))
     for one, other in zip(swept, again):
         np.testing.assert_allclose(other[1:], one[1:], rtol=1e-6)
 
@@ -125,19 +127,39 @@ def drafter_of(kind, target, text):
     }[kind]()
 
 
+def some_calibration() -> ob.Calibration:
+    """With a probe of the targets here."""
+    rng = np.random.default_rng(4)
+    shapes = ((16, 5), (V, 5), (V, 5), (DEPTHS, 5), (5,), (5,), (2,))
+    probe = Probe(*(0.3 * rng.standard_normal(shape).astype(np.float32) for shape in shapes))
+    weights = rng.standard_normal(1 << ob.HASH_BITS).astype(np.float32)
+    return ob.empty_calibration()._replace(weights=weights, probe=probe)
+
+
+def test_a_probe_of_another_target_is_refused(target):
+    with pytest.raises(ValueError, match="reads hidden states of 9 and 6 tokens, the target has 16 and 6"):
+        probe = some_calibration().probe
+        calibration = some_calibration()._replace(probe=probe._replace(state=probe.state[:9]))
+        SpeculativeDecoder(target, calibration=calibration).session(PROMPTS[0], 4)
+
+
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.parametrize("kind", ["lookup", "suffix", "suffix and corpus", "heads", "heads with taps"])
 def test_the_trace_foretells_every_round(target, text, kind, temperature):
     drafter, sampling, n_tokens = drafter_of(kind, target, text), Sampling(temperature), 24
     trace = record(target, drafter, PROMPTS, n_tokens, 4, sampling, KEYS)
     assert trace.accepted.max() > 0 and len(np.unique(trace.tokens)) > 2
+    calibration = some_calibration()
+    foretold = predict(calibration, trace)
+    assert np.abs(foretold - predict(calibration._replace(probe=no_probe()), trace)).max() > 0.1
     for c in range(len(PROMPTS)):
         assert SpeculativeDecoder(target, sampling=sampling).generate(PROMPTS[c], n_tokens, key=KEYS[c]).tokens == list(
             trace.tokens[c]
         )
         rng = np.random.default_rng(c)
         policy = lambda obs, rng=rng: int(rng.choice([0, 1, 1, 1, 2]))  # noqa: E731
-        session = SpeculativeDecoder(target, drafter, sampling=sampling, max_drafted=4).session(PROMPTS[c], n_tokens, key=KEYS[c])
+        decoder = SpeculativeDecoder(target, drafter, sampling=sampling, max_drafted=4, calibration=calibration)
+        session = decoder.session(PROMPTS[c], n_tokens, key=KEYS[c])
         while not session.done:
             position = len(session.emitted)
             action = session.decide(policy)
@@ -146,6 +168,7 @@ def test_the_trace_foretells_every_round(target, text, kind, temperature):
             if drafted:
                 shown = session.obs[[ob.CONFIDENCE, ob.ENTROPY, ob.ORDER, ob.LOG_COUNT]]
                 np.testing.assert_allclose(shown, trace.features[c, position, drafted - 1], rtol=1e-6, atol=1e-7)
+                assert session.obs[ob.ACCEPTANCE] == pytest.approx(foretold[c, position, drafted - 1], rel=1e-5)
             session.act(ob.VERIFY if action == ob.DRAFT else action)
             verified, accepted = session.account.rounds[-1]
             assert min(accepted, n_tokens - position) == min(verified, trace.accepted[c, position])
@@ -178,11 +201,12 @@ def test_what_the_target_gives_a_drafter_is_its_own(target):
 
 @pytest.mark.parametrize("target", ["transformer"], indirect=True)
 def test_sweeps_and_calibrations_of_drafters_without_a_fast_path(target, text):
-    logits, tokens = text_logits(target, text), text[:40]
+    tokens = text[:40]
+    read = Reading(*(array[:40] for array in read_text(target, text)))
     with pytest.raises(TypeError, match="target="):
-        sweep(logits[:40], tokens, Stub(target, ()), Sampling())
+        sweep(read, Stub(target, ()), Sampling())
     for drafter in (Stub(target, ()), SuffixDrafter(vocab_size=V)):
-        swept = sweep(logits[:40], tokens, drafter, Sampling(), target=target, window=16)
+        swept = sweep(read, drafter, Sampling(), target=target, window=16)
         for end in (2, 9, 40):
             start = 0 if end <= 16 else 12 * ((end - 5) // 12)  # windows of 16 begin every 12, and bring what is new
             context = tokens[start:end]

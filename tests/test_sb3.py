@@ -227,6 +227,7 @@ def random_trace(contexts: int, positions: int, depth: int) -> Trace:
         rng.random((contexts, positions, depth)),
         count_accepted(proposals, tokens),
         rng.random((contexts, positions)).astype(np.float32),
+        np.zeros((contexts, positions, 0), np.float32),
         rng.random((contexts, positions)).astype(np.float32),
         {"drafter": "d", "target": "t"},
     )

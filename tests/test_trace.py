@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from tdraft.models.decoding.cost import CostModel
-from tdraft.models.decoding.record import count_accepted, draft_tree, draft_trie
+from tdraft.models.decoding.proposals import draft_tree
+from tdraft.models.decoding.record import count_accepted, draft_trie
 from tdraft.models.decoding.trace import Trace, TraceError
 
 
@@ -21,6 +22,7 @@ def random_trace(contexts=3, positions=7, depth=4, seed=0, **meta) -> Trace:
         rng.random((contexts, positions, depth)),
         count_accepted(proposals, tokens),
         rng.random((contexts, positions)).astype(np.float32),
+        np.zeros((contexts, positions, 0), np.float32),
         rng.random((contexts, positions)).astype(np.float32),
         {"drafter": "d", "target": "t", **meta},
     )
@@ -61,7 +63,7 @@ def test_a_failed_save_leaves_the_former_file(tmp_path, monkeypatch):
     def full_disk(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(np, "savez_compressed", full_disk)
+    monkeypatch.setattr(np, "savez", full_disk)
     with pytest.raises(OSError):
         random_trace(seed=2).save(path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]

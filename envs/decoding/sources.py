@@ -26,7 +26,7 @@ class TraceSource(NamedTuple):
 
 def trace_source(trace: Trace, calibration: Calibration, *, shuffle: bool) -> TraceSource:
     """A trace with its predicted acceptances filled in."""
-    acceptance = predict(calibration.weights, trace)
+    acceptance = predict(calibration, trace)
     return TraceSource(trace.features, acceptance, trace.target_prob, trace.accepted, trace.target_entropy, shuffle)
 
 

@@ -13,9 +13,11 @@ from numba import njit
 from ..files import DAMAGED, atomic_write
 from .acceptance import Sweep, fit_acceptance, predict, sample_weights
 from .observation import HASH_BITS, Calibration, acceptance_bin
+from .probe import Probe, no_probe
+from .probe import shapes_fit as probe_fits
 from .trace import Trace
 
-SCHEMA = 1
+SCHEMA = 2
 SEEN = 4  # drafted tokens of a round that the chain is fitted to
 STRIDES = (1, 2, 4, 8)  # static lengths whose rounds the chain is fitted to
 EM_ITERATIONS, EM_TOLERANCE = 300, 1e-7
@@ -44,13 +46,14 @@ def fit_calibration(trace: Trace, *, sweep: Sweep | None = None, bins: int = 8, 
         raise CalibrationError("target_prob of the trace must lie in [0, 1]: record the trace again")
     labels = np.minimum(trace.target_prob, 1.0).ravel()
     weights = sample_weights(trace).ravel()
-    fitted, predicted = fit_acceptance(trace, sweep, np.random.default_rng(np.random.SeedSequence(seed)))
+    fitted, probe, predicted = fit_acceptance(trace, sweep, np.random.default_rng(np.random.SeedSequence(seed)))
+    predicted = predicted.ravel()
     edges = _weighted_quantiles(predicted, weights * predicted * (1.0 - predicted), np.arange(1, bins) / bins)
     binned = _bin_all(edges, predicted).reshape(trace.shape)
     acceptance = np.bincount(binned.ravel(), weights * labels, len(edges) + 1)
     acceptance /= np.maximum(np.bincount(binned.ravel(), weights, len(edges) + 1), 1e-12)
     initial, transition, emission = fit_chain(*round_counts(binned, trace.accepted, len(edges) + 1), acceptance)
-    return Calibration(fitted, edges, initial, transition, emission)
+    return Calibration(fitted, probe, edges, initial, transition, emission)
 
 
 @njit
@@ -173,7 +176,7 @@ def difficulty(trace: Trace, calibration: Calibration) -> dict[str, Any]:
     """
     weights = sample_weights(trace).ravel()
     n_bins = len(calibration.edges) + 1
-    binned = _bin_all(calibration.edges, predict(calibration.weights, trace).ravel())
+    binned = _bin_all(calibration.edges, predict(calibration, trace).ravel())
     mass = np.bincount(binned, weights, n_bins)
     if np.any(mass == 0.0):
         empty = np.flatnonzero(mass == 0.0).tolist()
@@ -218,6 +221,7 @@ def simulator_calibration(difficulty: Any) -> Calibration:
         raise CalibrationError(f"the simulator's bins need distinct acceptances, got {acceptance.tolist()}: merge equal bins")
     return Calibration(
         np.zeros(1 << HASH_BITS, np.float32),
+        no_probe(),
         (acceptance[1:] + acceptance[:-1]) / 2.0,
         np.array(difficulty.initial, np.float64),
         np.array(difficulty.transition, np.float64),
@@ -231,13 +235,16 @@ def simulator_calibration(difficulty: Any) -> Calibration:
 def save_calibration(path: str | Path, calibration: Calibration) -> None:
     """Write one npz file, through a temporary one."""
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, schema=np.array(SCHEMA), **calibration._asdict())
+        arrays = calibration._asdict() | {f"probe_{name}": array for name, array in calibration.probe._asdict().items()}
+        del arrays["probe"]
+        np.savez_compressed(file, schema=np.array(SCHEMA), **arrays)
 
 
 def shapes_fit(calibration: Calibration) -> bool:
     """Whether compiled code, which checks no bounds, may read these arrays."""
     bins = len(calibration.edges) + 1 if calibration.edges.ndim == 1 else -1
-    return [a.shape for a in calibration] == [(1 << HASH_BITS,), (bins - 1,), (2,), (2, 2), (2, bins)]
+    shapes = [array.shape for array in calibration if isinstance(array, np.ndarray)]
+    return probe_fits(calibration.probe) and shapes == [(1 << HASH_BITS,), (bins - 1,), (2,), (2, 2), (2, bins)]
 
 
 def load_calibration(path: str | Path) -> Calibration:
@@ -248,7 +255,9 @@ def load_calibration(path: str | Path) -> Calibration:
     try:
         with np.load(path, allow_pickle=False) as data:
             schema = int(data["schema"])
-            arrays = Calibration(*(data[name] for name in Calibration._fields))
+            probe = Probe(*(data[f"probe_{name}"] for name in Probe._fields))
+            others = {name: data[name] for name in Calibration._fields if name != "probe"}
+            arrays = Calibration(probe=probe, **others)
     except FileNotFoundError:
         raise
     except DAMAGED as error:
@@ -256,7 +265,7 @@ def load_calibration(path: str | Path) -> Calibration:
             f"{path} is no complete tdraft calibration ({type(error).__name__}: {error}); fit it again"
         ) from error
     if schema != SCHEMA or not shapes_fit(arrays):
-        shapes = [a.shape for a in arrays]
+        shapes = [array.shape for array in others.values()]
         raise CalibrationError(
             f"{path}: calibration of schema {schema} and shapes {shapes}, expected schema {SCHEMA}; fit it again"
         )

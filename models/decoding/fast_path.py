@@ -14,6 +14,7 @@ from tdraft.kernels.jit import lean
 from tdraft.kernels.ngram import draft as ngram_draft
 
 from . import observation as ob
+from .probe import project
 
 
 class Scene(NamedTuple):
@@ -23,12 +24,14 @@ class Scene(NamedTuple):
     calibration: ob.Calibration
     text: np.ndarray  # int64, prompt, emitted tokens and drafts
     active: np.ndarray  # (N_ACTIVE,) int64, room for the predictor's features
+    hidden: np.ndarray  # (D,) float32, the target's at the last verified position; D = 0 without a probe
+    projected: np.ndarray  # (H,) float32, room for what the probe makes of it
 
 
 @njit
 def begin_text(scene, target_entropy, remaining):
     """A text begins, and its first round."""
-    obs, calibration, _, _ = scene.value
+    obs, calibration = scene.value.obs, scene.value.calibration
     ob.begin_text(obs, calibration)
     ob.begin_round(obs, target_entropy, remaining)
 
@@ -47,12 +50,15 @@ def next_round(scene, verified, accepted, target_entropy, remaining):
 
 @lean
 def _observe(scene, confidence, entropy, order, log_count, place):
-    obs, calibration, text, active = scene
+    obs, calibration, text, active, hidden, projected = scene
     confidence, entropy = np.float64(np.float32(confidence)), np.float64(np.float32(entropy))
     log_count = np.float64(np.float32(log_count))
     depth = int(obs[ob.DRAFTED]) + 1
     ob.active_features(confidence, entropy, order, log_count, depth, obs[ob.TARGET_ENTROPY], text, place, active)
-    acceptance = ob.predict_acceptance(calibration.weights, active)
+    if depth == 1:
+        project(calibration.probe, hidden, projected)
+    score = ob.hashed_score(calibration.weights, active)
+    acceptance = ob.predict_acceptance(calibration.probe, projected, text[place], text[place - 1], depth, score)
     ob.add_token(obs, calibration, confidence, entropy, order, log_count, acceptance)
 
 

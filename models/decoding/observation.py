@@ -3,10 +3,11 @@
 A text begins with `begin_text`, each round with `begin_round`; `add_token` follows every drafted token and `end_round` every
 verification. The observation is one float64 vector; FIELDS names its entries.
 
-The predicted acceptance of a drafted token comes from `predict_acceptance`, a hashed sparse logistic regression (McMahan et al.
+The predicted acceptance of a drafted token comes from `hashed_score`, a hashed sparse logistic regression (McMahan et al.
 2013 describe the practice) on the drafter's confidence, entropy, n-gram order and count, the depth, the target's entropy at the
 last verified position, the identities of the last five tokens, and whether the text has gone on like this before (`earlier`).
-It never sees what the policy did, so that it can be computed for a whole trace at once.
+A probe of the target's hidden state there (`probe.py`) corrects its score. Neither sees what the policy did, so that predictions
+can be made for a whole trace at once.
 """
 
 from typing import NamedTuple
@@ -15,6 +16,8 @@ import numpy as np
 from numba import njit
 
 from tdraft.kernels.jit import lean
+
+from .probe import Probe, corrected, no_probe
 
 FIELDS = (
     "drafted",  # tokens drafted in this round
@@ -58,7 +61,7 @@ EMA = 0.8
 
 # Of everything that an observation is made of: FIELDS, their updates, the templates of `active_features` and the hash. A policy
 # serves only under the version it was made with, so a change of any of them raises it (tests/test_policy_files.py pins them).
-FEATURE_VERSION = 2
+FEATURE_VERSION = 3
 
 HASH_BITS = 18
 N_ACTIVE = 20
@@ -73,6 +76,7 @@ class Calibration(NamedTuple):
     """
 
     weights: np.ndarray  # (2**HASH_BITS,) float32, of the logistic regression
+    probe: Probe
     edges: np.ndarray  # (B - 1,) bin edges on the predicted acceptance
     initial: np.ndarray  # (2,) probability of each hidden state at the start of a text
     transition: np.ndarray  # (2, 2) from a round to the next
@@ -83,6 +87,7 @@ def empty_calibration() -> Calibration:
     """A calibration that knows nothing: every acceptance is predicted as 1/2, both hidden states stay equally likely."""
     return Calibration(
         np.zeros(1 << HASH_BITS, np.float32),
+        no_probe(),
         np.array([0.5]),
         np.full(2, 0.5),
         np.full((2, 2), 0.5),
@@ -168,11 +173,24 @@ def active_features(confidence, entropy, order, log_count, depth, target_entropy
 
 
 @njit
-def predict_acceptance(weights, active):
-    """Logistic regression on the active features: 1 / (1 + exp(-sum w)), clipped to [0.001, 0.999]."""
+def hashed_score(weights, active):
+    """The logistic regression's: the sum of the active features' weights."""
     score = 0.0
     for index in active:
         score += weights[index]
+    return score
+
+
+@njit
+def predict_acceptance(probe, projected, token, previous, depth, score):
+    """1 / (1 + exp(-score)) of the score that the probe has corrected, clipped to [0.001, 0.999].
+
+    :param projected: (H,) by `project`, of the target's hidden state at the last verified position
+    :param previous: the token before the drafted one
+    :param depth: 1 for the first drafted token of a round
+    :param score: by `hashed_score`
+    """
+    score = corrected(probe, projected, token, previous, depth, score)
     return min(max(1.0 / (1.0 + np.exp(-score)), 0.001), 0.999)
 
 

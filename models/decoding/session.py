@@ -110,13 +110,17 @@ class Session:
         self.emitted: list[int] = []
         self._last = int(prompt[-1])
         self._taps = None if drafter is None else drafter.taps
+        self._hidden = np.zeros(len(self.calibration.probe.state), np.float32)
+        if len(self._hidden):
+            self._check_probe()
+            self._taps = self._taps or ()
         with torch.inference_mode():
             logits, self._state, hidden = read_target(
                 target, torch.from_numpy(prompt[None, :-1]), target.initial_state(1), self._taps
             )
         self._entropy = float(distribution_entropy(logits[0, -1].double().numpy()))
         if drafter is not None:
-            if hidden is not None:
+            if drafter.taps is not None and hidden is not None:
                 drafter.watch(hidden[0])
             drafter.begin(prompt, self.limit + max_drafted + 1)
         self.drafts: list[int] = []
@@ -124,9 +128,25 @@ class Session:
         self._obs = np.zeros(ob.SIZE)
         self._ended = NONE_ENDED
         text = np.zeros(1, np.int64) if drafter is None else drafter.buffer
-        self._scene = Box(Scene(self._obs, self.calibration, text, np.empty(ob.N_ACTIVE, np.int64)))
+        if hidden is not None:
+            self._remember(hidden[0, -1])
+        projected = np.zeros(len(self.calibration.probe.out), np.float32)
+        active = np.empty(ob.N_ACTIVE, np.int64)
+        self._scene = Box(Scene(self._obs, self.calibration, text, active, self._hidden, projected))
         self._served: tuple[Any, Any, Any] = (None, None, None)
         begin_text(self._scene, self._entropy, float(self.limit))
+
+    def _check_probe(self) -> None:
+        config, probe = self.target.config, self.calibration.probe
+        if (config.d_model, config.vocab_size) != (len(probe.state), len(probe.token)):
+            raise ValueError(
+                f"the calibration reads hidden states of {len(probe.state)} and {len(probe.token)} tokens, the target has "
+                f"{config.d_model} and {config.vocab_size}: calibrate with this target"
+            )
+
+    def _remember(self, hidden: torch.Tensor) -> None:
+        """Show the probe the target's hidden state (D, ...) at the last verified position."""
+        self._hidden[:] = hidden.numpy()[: len(self._hidden)]
 
     @property
     def obs(self) -> np.ndarray:
@@ -201,7 +221,7 @@ class Session:
         if hidden is not None:
             hidden = hidden[: len(new)]
         self._emit(new, state.at(len(new)), rows[len(new) - 1], hidden)
-        return self._end_round(start, new, count, accepted, count, accepted == count)
+        return self._end_round(start, new, hidden, count, accepted, count, accepted == count)
 
     def draft_tree(self, nodes: int, depth: int) -> Tree:
         """The drafter's best tree of at most `nodes` tokens, no deeper than `depth`, K and the target's context allow."""
@@ -239,7 +259,7 @@ class Session:
             hidden = hidden[kept]
         self._emit(new, state.path(kept), rows[kept[-1]], hidden)
         leaf = (path[-1] if path else -1) not in parents
-        return self._end_round(start, new, len(tokens), len(path), depth, leaf)
+        return self._end_round(start, new, hidden, len(tokens), len(path), depth, leaf)
 
     def _read(self, drafts: list[int], parents: np.ndarray | None) -> tuple[np.ndarray, State, torch.Tensor | None]:
         """The target at the last token and at M drafts: logits (M + 1, V), state, and hidden states if the drafter asks."""
@@ -260,12 +280,15 @@ class Session:
         self._entropy = float(distribution_entropy(logits))
         self.emitted.extend(new)
         if self.drafter is not None:
-            if hidden is not None:
+            if self.drafter.taps is not None and hidden is not None:
                 self.drafter.watch(hidden)
             self.drafter.extend(new)
 
-    def _end_round(self, start: float, new: list[int], count: int, accepted: int, depth: int, bonus: bool) -> list[int]:
-        """Account for a verification of `count` drafts, `depth` of them on the longest path, that emitted `new`."""
+    def _end_round(
+        self, start: float, new: list[int], hidden: torch.Tensor | None, count: int, accepted: int, depth: int, bonus: bool
+    ) -> list[int]:
+        """Account for a verification of `count` drafts, `depth` of them on the longest path, that emitted `new`; `hidden` is the
+        target's (len(new), D)."""
         verified = perf_counter()
         account = self.account
         account.verify_seconds += verified - start
@@ -276,6 +299,8 @@ class Session:
         account.tokens += len(new)
         account.rounds.append((count, accepted))
         self.drafts, self._draft_probs = [], []
+        if hidden is not None:
+            self._remember(hidden[-1])
         self._ended = (float(depth), float(accepted), self._entropy, float(self.limit - len(self.emitted)))
         account.policy_seconds += perf_counter() - verified
         return new

@@ -13,7 +13,7 @@ import numpy as np
 from ..files import DAMAGED, atomic_write
 from .observation import N_FEATURES
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 class TraceError(ValueError):
@@ -31,6 +31,7 @@ class Trace:
     :param target_prob: (C, N, K) float64, the target's probability of each proposed token given the ones before it
     :param accepted: (C, N) int32, how many leading proposals the target accepts, 0..K
     :param target_entropy: (C, N) float32, of the target at the last verified position when a round starts there, nats
+    :param hidden: (C, N, D) float32, the target's last hidden state there; D may be 0 where nobody asks for it
     :param margin: (C, N) float32, distance of the choice of each emitted token from a tie between the two best candidates
     :param meta: drafter, target (fingerprints), temperature, text, corpus hash, ...
     """
@@ -42,6 +43,7 @@ class Trace:
     target_prob: np.ndarray
     accepted: np.ndarray
     target_entropy: np.ndarray
+    hidden: np.ndarray
     margin: np.ndarray
     meta: dict = field(default_factory=dict)
 
@@ -54,6 +56,7 @@ class Trace:
             "target_prob": (c, n, k),
             "accepted": (c, n),
             "target_entropy": (c, n),
+            "hidden": (c, n, *self.hidden.shape[2:3]),
             "margin": (c, n),
         }
         for name, shape in expected.items():
@@ -77,7 +80,7 @@ class Trace:
         """Write one `.npz`, through a temporary file."""
         arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "meta"}
         with atomic_write(Path(path).with_suffix(".npz")) as temporary, open(temporary, "wb") as file:
-            np.savez_compressed(file, meta=np.array(json.dumps({"schema": SCHEMA, **self.meta})), **arrays)
+            np.savez(file, meta=np.array(json.dumps({"schema": SCHEMA, **self.meta})), **arrays)
 
     @classmethod
     def load(cls, path: str | Path, *, drafter: str | None = None, target: str | None = None) -> "Trace":
