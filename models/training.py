@@ -354,7 +354,7 @@ def _check(
         raise ValueError("several processes cannot share a time budget; give steps, not seconds")
     if not 0 <= config.distil <= 1:
         raise ValueError(f"distil must be in [0, 1], got {config.distil}")
-    if teacher is not None and teacher.tokenizer.vocab_size != model.tokenizer.vocab_size:
+    if teacher is not None and teacher.config.vocab_size != model.config.vocab_size:
         raise ValueError(
             f"the teacher has {teacher.config.vocab_size} tokens, the model {model.config.vocab_size}; use one tokenizer"
         )

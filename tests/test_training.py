@@ -21,8 +21,10 @@ from tdraft.models.precision import Masters
 from tdraft.models.training import (
     TrainConfig,
     TrainingDiverged,
+    _Run,
     bits_per_byte,
     data_hash,
+    draw,
     predict_argmax,
     schedule,
     train_language_model,
@@ -104,6 +106,44 @@ def test_muon_learns_and_goes_on_bit_for_bit(tmp_path, family):
     resumed = LanguageModel(sizes, seed=1)
     train_language_model(resumed, text, text, config, tmp_path, resume=True)
     assert resumed.fingerprint == whole.fingerprint
+
+
+def test_a_teacher_is_learned_beside_the_text(monkeypatch):
+    """One update's gradient is that of (1 - d) CE(text) + d CE(teacher), and the loss reported is the text's."""
+    student, teacher, by_hand = tiny(), LanguageModel(TINY, seed=2), tiny()
+    config = replace(FAST, distil=0.7, clip=1e9)
+    run = _Run(student, config, teacher)
+    for method in ("step", "zero_grad"):
+        monkeypatch.setattr(run.optimizers, method, lambda *_: None)  # the gradients stay
+    loss, _ = run.update(TEXT, 0.1)
+    windows = draw(TEXT, np.random.default_rng(np.random.SeedSequence(config.seed)), config.batch, config.length)
+    log_p = by_hand(windows[:, :-1])[0].log_softmax(-1)
+    text = -log_p.gather(2, windows[:, 1:, None]).mean()
+    said = -(teacher(windows[:, :-1])[0].softmax(-1).detach() * log_p).sum(-1).mean()
+    (0.3 * text + 0.7 * said).backward()
+    assert loss == pytest.approx(text.item(), rel=1e-5)
+    for a, b in zip(student.parameters(), by_hand.parameters()):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6)
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_a_student_goes_on_with_its_teacher_bit_for_bit(tmp_path):
+    teacher, whole, halves = LanguageModel(TINY, seed=2), tiny(), tiny()
+    train_language_model(whole, TEXT, TEXT, FAST, teacher=teacher)
+    train_language_model(tiny(), TEXT, TEXT, FAST, tmp_path, teacher=teacher, stop=10)
+    with pytest.raises(CheckpointError, match=rf"made with teacher {teacher.fingerprint}, not None"):
+        train_language_model(tiny(), TEXT, TEXT, FAST, tmp_path, resume=True)
+    train_language_model(halves, TEXT, TEXT, FAST, tmp_path, teacher=teacher, resume=True)
+    assert halves.fingerprint == whole.fingerprint
+
+
+def test_teachers_that_do_not_fit():
+    for sizes, message in (
+        (replace(TINY, vocab_size=16), "teacher has 16 tokens, the model 32"),
+        (replace(TINY, max_length=8), "teacher's max_length 8"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train_language_model(tiny(), TEXT, TEXT, FAST, teacher=LanguageModel(sizes))
 
 
 def test_what_has_no_decay_and_what_muon_takes():
@@ -208,6 +248,7 @@ def test_checkpoint_of_other_things_is_refused(tmp_path):
         ({"lr": 0.0}, "lr and seconds"),
         ({"seconds": -1.0}, "lr and seconds"),
         ({"length": 17}, "length 17 exceeds"),
+        ({"distil": 1.5}, r"distil must be in \[0, 1\], got 1.5"),
     ],
 )
 def test_impossible_configurations(change, message):
