@@ -16,19 +16,17 @@ import pytest
 import torch
 
 from tdraft.models.language_model import CheckpointError, LanguageModel, LMConfig
-from tdraft.models.optimizers import Optimizers
+from tdraft.models.optimizers import Optimizers, schedule
 from tdraft.models.precision import Masters
 from tdraft.models.training import (
     TrainConfig,
     TrainingDiverged,
-    _Run,
     bits_per_byte,
     data_hash,
-    draw,
     predict_argmax,
-    schedule,
     train_language_model,
 )
+from tdraft.models.training_run import Run, draw
 
 TINY = LMConfig(vocab_size=32, d_model=16, n_layers=1, n_heads=2, max_length=16)
 FAST = TrainConfig(steps=20, batch=4, length=16, log_every=5, eval_every=10, eval_tokens=200, checkpoint_every=5)
@@ -112,7 +110,7 @@ def test_a_teacher_is_learned_beside_the_text(monkeypatch):
     """One update's gradient is that of (1 - d) CE(text) + d CE(teacher), and the loss reported is the text's."""
     student, teacher, by_hand = tiny(), LanguageModel(TINY, seed=2), tiny()
     config = replace(FAST, distil=0.7, clip=1e9)
-    run = _Run(student, config, teacher)
+    run = Run(student, config, teacher, token_bytes=1.0)
     for method in ("step", "zero_grad"):
         monkeypatch.setattr(run.optimizers, method, lambda *_: None)  # the gradients stay
     loss, _ = run.update(TEXT, 0.1)

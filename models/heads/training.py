@@ -20,7 +20,7 @@ from ..decoding.sampling import Sampling
 from ..language_model import LanguageModel
 from ..optimizers import decaying_and_other, schedule
 from ..precision import autocast, resolve
-from ..training import TrainingDiverged, draw
+from ..training_run import TrainingDiverged, draw
 from .base import Heads, read_trunk
 
 
