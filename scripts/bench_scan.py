@@ -23,6 +23,7 @@ from tdraft.models.threads import one_thread
 from tdraft.scripts.results import write_rows
 
 SHAPE = (1, 1024, 512, 16)  # of the selective scan: B, T, D, N
+TURN = 0.1  # seconds of a run, or one call if that takes longer; a processor needs some 20 ms to come to speed
 DIAGONAL = (1, 16384, 256)  # of the complex diagonal recurrence: B, T, D
 
 
@@ -46,7 +47,9 @@ class Job:
 
 
 def seconds(jobs: Sequence[Job], repeats: int) -> list[np.ndarray]:
-    """CPU seconds of each job's runs, taken in turn; before each a run for the caches, which the job before it has filled."""
+    """CPU seconds a call in each job's runs, taken in turn. A run is as many calls as take TURN, after one for the caches, which
+    the job before it has filled.
+    """
     for job in jobs:
         job.work()
     found: list[list[float]] = [[] for _ in jobs]
@@ -54,9 +57,11 @@ def seconds(jobs: Sequence[Job], repeats: int) -> list[np.ndarray]:
         for times, job in zip(found, jobs):
             if not job.slow or r < 3:
                 job.work()
-                start = time.process_time()
-                job.work()
-                times.append(time.process_time() - start)
+                start, calls = time.process_time(), 0
+                while not calls or time.process_time() - start < TURN:
+                    job.work()
+                    calls += 1
+                times.append((time.process_time() - start) / calls)
     return [np.array(times) for times in found]
 
 
