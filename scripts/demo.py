@@ -27,7 +27,7 @@ from tdraft.models.pretrained import load_pretrained
 from tdraft.models.training import TrainConfig, bits_per_byte, predict_argmax, train_language_model
 from tdraft.scripts.comparison import Comparison, compare
 from tdraft.scripts.live import NEAR_TIE, decode_live
-from tdraft.scripts.report import write_report
+from tdraft.scripts.report import BEST, best_cells, write_report
 from tdraft.scripts.results import machine, write_rows
 from tdraft.scripts.robustness import Material, robustness
 
@@ -288,6 +288,7 @@ def run(demo: Demo) -> None:
                     live = (models.target, drafter, traces.test, traces.test_keys, traces.calibration, found, section)
                     stage(f"decode live: {label}", lambda a=live: decode_live(*a, contexts=demo.live_contexts))
                     save_best(demo.out / "policies" / f"{slug(name)}-T{temperature:g}.npz", found, traces)
+                print("; ".join(f"{head} {cell}" for head, cell in zip(BEST, best_cells(section)) if cell), flush=True)
                 sections.append(section)
     report = {
         "machine": machine(),

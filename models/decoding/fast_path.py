@@ -54,7 +54,7 @@ def _observe(scene, confidence, entropy, order, log_count, place):
     confidence, entropy = np.float64(np.float32(confidence)), np.float64(np.float32(entropy))
     log_count = np.float64(np.float32(log_count))
     depth = int(obs[ob.DRAFTED]) + 1
-    ob.active_features(confidence, entropy, order, log_count, depth, obs[ob.TARGET_ENTROPY], text, place, active)
+    ob.active_features(confidence, order, depth, obs[ob.TARGET_ENTROPY], text, place, active)
     if depth == 1:
         project(calibration.probe, hidden, projected)
     score = ob.hashed_score(calibration.weights, active)

@@ -4,10 +4,10 @@ A text begins with `begin_text`, each round with `begin_round`; `add_token` foll
 verification. The observation is one float64 vector; FIELDS names its entries.
 
 The predicted acceptance of a drafted token comes from `hashed_score`, a hashed sparse logistic regression (McMahan et al.
-2013 describe the practice) on the drafter's confidence, entropy, n-gram order and count, the depth, the target's entropy at the
-last verified position, the identities of the last five tokens, and whether the text has gone on like this before (`earlier`).
-A probe of the target's hidden state there (`probe.py`) corrects its score. Neither sees what the policy did, so that predictions
-can be made for a whole trace at once.
+2013 describe the practice) on the drafter's confidence and n-gram order, the depth, the target's entropy at the last verified
+position, the identities of the last five tokens, and whether the text has gone on like this before (`earlier`). A probe of the
+target's hidden state there (`probe.py`) corrects its score. Neither sees what the policy did, so that predictions can be made for
+a whole trace at once.
 """
 
 from typing import NamedTuple
@@ -64,7 +64,7 @@ EMA = 0.8
 FEATURE_VERSION = 3
 
 HASH_BITS = 18
-N_ACTIVE = 20
+N_ACTIVE = 11
 WINDOW, LONGEST = 160, 12  # tokens that `earlier` looks back, and the longest match that it tells apart
 _MASK = (1 << HASH_BITS) - 1
 
@@ -132,7 +132,7 @@ def _before(text, place, distance):
 
 
 @lean
-def active_features(confidence, entropy, order, log_count, depth, target_entropy, text, place, out):
+def active_features(confidence, order, depth, target_entropy, text, place, out):
     """Indices of the predictor's active features for one drafted token.
 
     :param depth: 1 for the first drafted token of a round
@@ -140,10 +140,6 @@ def active_features(confidence, entropy, order, log_count, depth, target_entropy
     :param out: (N_ACTIVE,) int64, overwritten
     """
     c = np.int64(confidence * 19.999)
-    e = min(np.int64(entropy * 4.0), 23)
-    o = np.int64(order)
-    n = min(np.int64(log_count * 1.5), 15)
-    d = min(depth, 15)
     t = min(np.int64(target_entropy * 3.0), 11)
     token, previous, before = text[place], text[place - 1], _before(text, place, 2)
     three = (token * 65536 + previous) * 65536 + before
@@ -151,25 +147,16 @@ def active_features(confidence, entropy, order, log_count, depth, target_entropy
     longest, followed, agreeing = earlier(text, place)
     cache = (longest * 2 + followed) * 16 + agreeing
     out[0] = _hash(0, 0)
-    out[1] = _hash(1, c * 16 + o)
-    out[2] = _hash(2, e * 16 + o)
-    out[3] = _hash(3, n * 16 + o)
-    out[4] = _hash(4, c * 16 + d)
-    out[5] = _hash(5, t * 16 + d)
-    out[6] = _hash(6, t * 32 + c)
-    out[7] = _hash(7, token)
-    out[8] = _hash(8, token * 65536 + previous)
-    out[9] = _hash(9, three)
-    out[10] = _hash(10, four)
-    out[11] = _hash(11, four * 65537 + _before(text, place, 4))  # wraps around, which a hash may
-    out[12] = _hash(12, token * 32 + c)
-    out[13] = _hash(13, previous * 32 + c)
-    out[14] = _hash(14, c * 32 + n)
-    out[15] = _hash(15, e * 32 + c)
-    out[16] = _hash(16, cache)
-    out[17] = _hash(17, cache * 32 + c)
-    out[18] = _hash(18, cache * 16 + t)
-    out[19] = _hash(19, cache * 16 + d)
+    out[1] = _hash(1, c * 16 + np.int64(order))
+    out[2] = _hash(2, t * 16 + min(depth, 15))
+    out[3] = _hash(3, t * 32 + c)
+    out[4] = _hash(4, token * 65536 + previous)
+    out[5] = _hash(5, three)
+    out[6] = _hash(6, four)
+    out[7] = _hash(7, four * 65537 + _before(text, place, 4))  # wraps around, which a hash may
+    out[8] = _hash(8, cache)
+    out[9] = _hash(9, cache * 32 + c)
+    out[10] = _hash(10, token)
 
 
 @njit

@@ -128,8 +128,7 @@ class Session:
         self._obs = np.zeros(ob.SIZE)
         self._ended = NONE_ENDED
         text = np.zeros(1, np.int64) if drafter is None else drafter.buffer
-        if hidden is not None:
-            self._remember(hidden[0, -1])
+        self._remember(None if hidden is None else hidden[0], -1)
         projected = np.zeros(len(self.calibration.probe.out), np.float32)
         active = np.empty(ob.N_ACTIVE, np.int64)
         self._scene = Box(Scene(self._obs, self.calibration, text, active, self._hidden, projected))
@@ -144,9 +143,10 @@ class Session:
                 f"{config.d_model} and {config.vocab_size}: calibrate with this target"
             )
 
-    def _remember(self, hidden: torch.Tensor) -> None:
-        """Show the probe the target's hidden state (D, ...) at the last verified position."""
-        self._hidden[:] = hidden.numpy()[: len(self._hidden)]
+    def _remember(self, hidden: torch.Tensor | None, row: int) -> None:
+        """Show the probe the target's hidden state at the last verified position, a row of (T, D) and of what taps add."""
+        if hidden is not None:
+            self._hidden[:] = hidden.numpy()[row, : len(self._hidden)]
 
     @property
     def obs(self) -> np.ndarray:
@@ -218,10 +218,8 @@ class Session:
         else:
             accepted, token = verify_greedy_drafts(p, drafts, noise)
         new = [*drafts[:accepted], token][: self.limit - len(self.emitted)]
-        if hidden is not None:
-            hidden = hidden[: len(new)]
-        self._emit(new, state.at(len(new)), rows[len(new) - 1], hidden)
-        return self._end_round(start, new, hidden, count, accepted, count, accepted == count)
+        self._emit(new, state.at(len(new)), rows, hidden, range(len(new)))
+        return self._end_round(start, new, count, accepted, count, accepted == count)
 
     def draft_tree(self, nodes: int, depth: int) -> Tree:
         """The drafter's best tree of at most `nodes` tokens, no deeper than `depth`, K and the target's context allow."""
@@ -255,11 +253,9 @@ class Session:
         path, token = verify_tree(self.sampling(rows), tokens, parents, self._noise(depth + 1))
         new = [*(int(tokens[node]) for node in path), token][: self.limit - len(self.emitted)]
         kept = [0, *(node + 1 for node in path)][: len(new)]
-        if hidden is not None:
-            hidden = hidden[kept]
-        self._emit(new, state.path(kept), rows[kept[-1]], hidden)
+        self._emit(new, state.path(kept), rows, hidden, kept)
         leaf = (path[-1] if path else -1) not in parents
-        return self._end_round(start, new, hidden, len(tokens), len(path), depth, leaf)
+        return self._end_round(start, new, len(tokens), len(path), depth, leaf)
 
     def _read(self, drafts: list[int], parents: np.ndarray | None) -> tuple[np.ndarray, State, torch.Tensor | None]:
         """The target at the last token and at M drafts: logits (M + 1, V), state, and hidden states if the drafter asks."""
@@ -274,21 +270,23 @@ class Session:
             return self.rng.random(count)
         return position_noise(self.key, len(self.emitted), count)
 
-    def _emit(self, new: list[int], state: State, logits: np.ndarray, hidden: torch.Tensor | None) -> None:
-        """The text grows by `new`; the target stands at `state`, before the last of them, which these logits chose."""
+    def _emit(self, new: list[int], state: State, rows: np.ndarray, hidden: torch.Tensor | None, kept: Sequence[int]) -> None:
+        """The text grows by `new`; the target stands at `state`, before the last of them.
+
+        :param rows, hidden: what `_read` gave
+        :param kept: the row that chose each of `new`
+        """
         self._state, self._last = state, new[-1]
-        self._entropy = float(distribution_entropy(logits))
+        self._entropy = float(distribution_entropy(rows[kept[-1]]))
+        self._seen = hidden, kept[-1]
         self.emitted.extend(new)
         if self.drafter is not None:
             if self.drafter.taps is not None and hidden is not None:
-                self.drafter.watch(hidden)
+                self.drafter.watch(hidden[list(kept)])
             self.drafter.extend(new)
 
-    def _end_round(
-        self, start: float, new: list[int], hidden: torch.Tensor | None, count: int, accepted: int, depth: int, bonus: bool
-    ) -> list[int]:
-        """Account for a verification of `count` drafts, `depth` of them on the longest path, that emitted `new`; `hidden` is the
-        target's (len(new), D)."""
+    def _end_round(self, start: float, new: list[int], count: int, accepted: int, depth: int, bonus: bool) -> list[int]:
+        """Account for a verification of `count` drafts, `depth` of them on the longest path, that emitted `new`."""
         verified = perf_counter()
         account = self.account
         account.verify_seconds += verified - start
@@ -299,8 +297,7 @@ class Session:
         account.tokens += len(new)
         account.rounds.append((count, accepted))
         self.drafts, self._draft_probs = [], []
-        if hidden is not None:
-            self._remember(hidden[-1])
+        self._remember(*self._seen)
         self._ended = (float(depth), float(accepted), self._entropy, float(self.limit - len(self.emitted)))
         account.policy_seconds += perf_counter() - verified
         return new
