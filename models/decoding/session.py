@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tdraft.kernels.jit import Box
+from tdraft.kernels.jit import Box, entry
 from tdraft.kernels.rng import keyed_uniform
 
 from ..backbones.base import State
@@ -128,7 +128,8 @@ class Session:
         self._obs = np.zeros(ob.SIZE)
         self._ended = NONE_ENDED
         text = np.zeros(1, np.int64) if drafter is None else drafter.buffer
-        self._remember(None if hidden is None else hidden[0], -1)
+        if hidden is not None:
+            self._hidden[:] = hidden[0, -1].numpy()[: len(self._hidden)]
         projected = np.zeros(len(self.calibration.probe.out), np.float32)
         active = np.empty(ob.N_ACTIVE, np.int64)
         self._scene = Box(Scene(self._obs, self.calibration, text, active, self._hidden, projected))
@@ -142,11 +143,6 @@ class Session:
                 f"the calibration reads hidden states of {len(probe.state)} and {len(probe.token)} tokens, the target has "
                 f"{config.d_model} and {config.vocab_size}: calibrate with this target"
             )
-
-    def _remember(self, hidden: torch.Tensor | None, row: int) -> None:
-        """Show the probe the target's hidden state at the last verified position, a row of (T, D) and of what taps add."""
-        if hidden is not None:
-            self._hidden[:] = hidden.numpy()[row, : len(self._hidden)]
 
     @property
     def obs(self) -> np.ndarray:
@@ -263,7 +259,9 @@ class Session:
             logits, state, hidden = read_target(
                 self.target, torch.tensor([[self._last, *drafts]]), self._state, self._taps, parents
             )
-            return logits[0].double().numpy(), state, None if hidden is None else hidden[0]
+            hidden = None if hidden is None else hidden[0]
+            self._states = None if hidden is None else hidden.numpy()
+            return logits[0].double().numpy(), state, hidden
 
     def _noise(self, count: int) -> np.ndarray:
         if self.noise == "independent":
@@ -278,7 +276,7 @@ class Session:
         """
         self._state, self._last = state, new[-1]
         self._entropy = float(distribution_entropy(rows[kept[-1]]))
-        self._seen = hidden, kept[-1]
+        self._row = kept[-1]
         self.emitted.extend(new)
         if self.drafter is not None:
             if self.drafter.taps is not None and hidden is not None:
@@ -297,7 +295,8 @@ class Session:
         account.tokens += len(new)
         account.rounds.append((count, accepted))
         self.drafts, self._draft_probs = [], []
-        self._remember(*self._seen)
+        if self._states is not None:  # the probe's view of the last verified position; taps stand behind it
+            self._hidden[:] = self._states[self._row, : len(self._hidden)]
         self._ended = (float(depth), float(accepted), self._entropy, float(self.limit - len(self.emitted)))
         account.policy_seconds += perf_counter() - verified
         return new
@@ -326,8 +325,17 @@ class Session:
 
     def _serve(self, policy: DraftPolicy) -> None:
         """Box the policy's parameters and memory, once a text."""
-        make = make_ngram_round if self._drafts_ngrams else make_decisions
-        self._served = policy, Box((policy.params, policy.memory)), make(policy.decide)
+        served = Box((policy.params, policy.memory))
+        if self._drafts_ngrams:
+            drafter: Any = self.drafter
+            compiled = entry(make_ngram_round(policy.decide), self._scene, drafter.boxed_tables, served, 0, 0, NONE_ENDED)
+        else:
+            first, after_token = make_decisions(policy.decide)
+            compiled = (
+                entry(first, self._scene, served, NONE_ENDED),
+                entry(after_token, self._scene, served, 0.0, 0.0, 0.0, 0.0, 0),
+            )
+        self._served = policy, served, compiled
 
     def _decide_served(self, served: Box, compiled: tuple[Callable, Callable], start: float) -> int:
         first, after_token = compiled
