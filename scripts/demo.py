@@ -58,11 +58,11 @@ class Demo:
     """training text behind it that the predictor of acceptance reads first"""
     contexts: int = 304
     """held-out test contexts"""
-    train_contexts: int = 700
+    train_contexts: int = 400
     """contexts that agents train on"""
     validation_contexts: int = 96
     """contexts that baselines are tuned and agents chosen on"""
-    live_contexts: int = 6
+    live_contexts: int = 5
     """test contexts decoded live, on the wall clock"""
     prompt: int = 96
     """bytes of a prompt"""

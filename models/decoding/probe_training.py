@@ -10,7 +10,7 @@ from .probe import DEPTHS, Probe, Samples, no_probe
 
 UNITS = 64
 LR, WARMUP, WEIGHT_DECAY = 8e-3, 0.2, 0.1
-SWEEP_PASSES, TRACE_PASSES = 4, 24
+SWEEP_PASSES, TRACE_PASSES = 2, 12
 SWEEP_BATCH, TRACE_BATCH = 2048, 16  # samples; contexts
 LEAST_UPDATES = 32
 HELD_OUT = 5  # one context of so many says when to stop

@@ -108,7 +108,7 @@ def record(
             f"prompt {prompts.shape[1]} + {n_tokens} tokens + drafts of {depth} exceed the context of {target.config.max_length}"
         )
     if tokens is None:
-        parts = [slice(i, i + 64) for i in range(0, contexts, 64)]
+        parts = [slice(i, i + 256) for i in range(0, contexts, 256)]
         tokens = np.concatenate([plain_text(target, prompts[p], n_tokens, sampling, keys[p]) for p in parts])
     tokens = tokens.astype(np.int64)
     proposals = np.zeros((contexts, n_tokens, depth), np.int32)
