@@ -52,17 +52,17 @@ class Demo:
     """training time of the target, with --train"""
     drafter_seconds: float = 20.0
     """training time of the one-layer drafter, with --train"""
-    distil_bytes: int = 800_000
+    distil_bytes: int = 700_000
     """training text that the n-gram is relabelled on with the target's choices"""
     sweep_bytes: int = 300_000
     """training text behind it that the predictor of acceptance reads first"""
     contexts: int = 304
     """held-out test contexts"""
-    train_contexts: int = 400
+    train_contexts: int = 300
     """contexts that agents train on"""
     validation_contexts: int = 96
     """contexts that baselines are tuned and agents chosen on"""
-    live_contexts: int = 5
+    live_contexts: int = 4
     """test contexts decoded live, on the wall clock"""
     prompt: int = 96
     """bytes of a prompt"""
