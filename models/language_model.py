@@ -72,8 +72,8 @@ class LanguageModel(nn.Module):
                 f"the tokenizer has {tokenizer.vocab_size} tokens, the model vocab_size={config.vocab_size}; make them equal"
             )
         self.tokenizer = ByteTokenizer() if tokenizer is None else tokenizer
-        if config.vocab_size < 1:
-            raise ValueError(f"vocab_size must be positive, got {config.vocab_size}")
+        if config.vocab_size < 1 or config.d_model < 1:
+            raise ValueError(f"vocab_size and d_model must be positive, got {config.vocab_size} and {config.d_model}")
         self.config = config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

@@ -23,12 +23,13 @@ from .checkpoints import CheckpointError
 from .files import atomic_write
 from .language_model import LanguageModel, bits_per_byte, predict_argmax
 from .training_log import Log
-from .training_run import Run, TrainConfig, TrainingDiverged
+from .training_run import Run, TrainConfig, TrainingDiverged, TrainingError
 
 __all__ = [
     "TrainConfig",
     "TrainResult",
     "TrainingDiverged",
+    "TrainingError",
     "bits_per_byte",
     "data_hash",
     "predict_argmax",
@@ -73,7 +74,7 @@ def train_language_model(
     :param resume: go on from run_dir/checkpoint.pt where there is one, else begin
     :param stop: leave after this step, with a checkpoint: a run in two parts
     :param changed_text: go on although the text is not that of the checkpoint
-    :raises ValueError: too little text, or a run_dir in use without `resume`
+    :raises TrainingError: impossible settings, too little text, or a run_dir in use without `resume`
     :raises CheckpointError: the checkpoint is damaged, or of another configuration, model or text
     :raises TrainingDiverged: the loss is NaN or infinite; the last checkpoint is kept
     """
@@ -84,7 +85,7 @@ def train_language_model(
     saved = None
     if checkpoint is not None and checkpoint.exists():
         if not resume:
-            raise ValueError(f"{checkpoint} is there already; resume it (resume=True, --resume) or choose another run_dir")
+            raise TrainingError(f"{checkpoint} is there already; resume it (resume=True, --resume) or choose another run_dir")
         saved = _load_checkpoint(checkpoint, identity, changed_text)
     run = Run(model, config, teacher, model.count_bytes(train[:100_000]) / len(train[:100_000]))
     if saved is not None:
@@ -173,23 +174,23 @@ def _check(
 ) -> None:
     for name in ("steps", "batch", "accumulate", "length", "log_every", "eval_every", "checkpoint_every"):
         if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be positive, got {getattr(config, name)}")
+            raise TrainingError(f"{name} must be positive, got {getattr(config, name)}")
     if config.lr <= 0 or (config.seconds is not None and config.seconds <= 0):
-        raise ValueError(f"lr and seconds must be positive, got lr={config.lr}, seconds={config.seconds}")
+        raise TrainingError(f"lr and seconds must be positive, got lr={config.lr}, seconds={config.seconds}")
     if config.seconds is not None and dist.is_initialized():
-        raise ValueError("several processes cannot share a time budget; give steps, not seconds")
+        raise TrainingError("several processes cannot share a time budget; give steps, not seconds")
     if not 0 <= config.distil <= 1:
-        raise ValueError(f"distil must be in [0, 1], got {config.distil}")
+        raise TrainingError(f"distil must be in [0, 1], got {config.distil}")
     if teacher is not None and teacher.config.vocab_size != model.config.vocab_size:
-        raise ValueError(
+        raise TrainingError(
             f"the teacher has {teacher.config.vocab_size} tokens, the model {model.config.vocab_size}; use one tokenizer"
         )
     if teacher is not None and config.length > teacher.config.max_length:
-        raise ValueError(f"length {config.length} exceeds the teacher's max_length {teacher.config.max_length}; make it fit")
+        raise TrainingError(f"length {config.length} exceeds the teacher's max_length {teacher.config.max_length}; make it fit")
     if config.length > model.config.max_length:
-        raise ValueError(f"length {config.length} exceeds the model's max_length {model.config.max_length}; make one of them fit")
+        raise TrainingError(f"length {config.length} exceeds the model's max_length {model.config.max_length}; make one fit")
     if len(train) <= config.length or len(validation) < 2:
-        raise ValueError(
+        raise TrainingError(
             f"train must hold more than length={config.length} tokens and validation 2, got {len(train)} and {len(validation)}"
         )
 

@@ -21,6 +21,10 @@ from .optimizers import Optimizer, Optimizers, schedule
 from .precision import LossScaler, Masters, Precision, autocast, clip, resolve, storage
 
 
+class TrainingError(ValueError):
+    """Impossible settings, too little text, or a folder that is in use."""
+
+
 class TrainingDiverged(RuntimeError):
     """The loss or its gradient is no longer a finite number."""
 

@@ -18,6 +18,7 @@ from tdraft.models.ngrams.words import WordModel
 from tdraft.models.pretrained import PRETRAINED, load_pretrained
 from tdraft.models.tokenizer import ByteTokenizer
 from tdraft.models.training import TrainConfig, bits_per_byte, train_language_model
+from tdraft.scripts.main import UsageError
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,10 @@ def train(config: LMTrain) -> None:
         tokenizer = BPETokenizer.load(config.tokenizer)
         if sizes.vocab_size == LMConfig.vocab_size:  # not given
             sizes = replace(sizes, vocab_size=tokenizer.vocab_size)
-    model = LanguageModel(sizes, config.model_seed, tokenizer)
+    try:
+        model = LanguageModel(sizes, config.model_seed, tokenizer)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     texts = tokenizer.encode(corpus.train), tokenizer.encode(corpus.validation)
     options: dict[str, Any] = {"resume": config.resume, "changed_text": config.changed_text}
     if config.teacher is not None:

@@ -116,7 +116,7 @@ def run(command: str, argv: list[str]) -> int | None:
 
 def is_user_error(error: Exception) -> bool:
     """Whether an error's text is meant for the user: ours, a file's, or Gymnasium's about an env; any other is a bug."""
-    ours = isinstance(error, ValueError) and type(error).__module__.startswith("tdraft.")
+    ours = isinstance(error, ValueError | RuntimeError) and type(error).__module__.startswith("tdraft.")
     return ours or isinstance(error, OSError) or type(error).__module__.startswith("gymnasium.error")
 
 

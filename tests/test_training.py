@@ -27,6 +27,7 @@ from tdraft.models.training import (
     train_language_model,
 )
 from tdraft.models.training_run import Run, draw
+from tdraft.scripts.main import main
 
 TINY = LMConfig(vocab_size=32, d_model=16, n_layers=1, n_heads=2, max_length=16)
 FAST = TrainConfig(steps=20, batch=4, length=16, log_every=5, eval_every=10, eval_tokens=200, checkpoint_every=5)
@@ -252,6 +253,13 @@ def test_checkpoint_of_other_things_is_refused(tmp_path):
 def test_impossible_configurations(change, message):
     with pytest.raises(ValueError, match=message):
         train_language_model(tiny(), TEXT, TEXT, replace(FAST, **change))
+
+
+@pytest.mark.parametrize("option", ["--training.steps=0", "--training.distil=2", "--model.backbone=foo", "--model.d-model=0"])
+def test_the_command_line_says_so_in_one_line(tmp_path, capsys, option):
+    assert main(["lm", "train", "--run-dir", str(tmp_path / "run"), "--max-bytes", "100000", option]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
 def test_too_little_text():

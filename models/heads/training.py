@@ -20,7 +20,7 @@ from ..decoding.sampling import Sampling
 from ..language_model import LanguageModel
 from ..optimizers import decaying_and_other, schedule
 from ..precision import autocast, resolve
-from ..training_run import TrainingDiverged, draw
+from ..training_run import TrainingDiverged, TrainingError, draw
 from .base import Heads, read_trunk
 
 
@@ -73,7 +73,7 @@ def train_heads(heads: Heads, trunk: LanguageModel, tokens: np.ndarray, config: 
     """Train heads in place, and the trunk too if `config.joint`.
 
     :param tokens: (N,) token ids to learn from
-    :raises ValueError: impossible settings, or too little text
+    :raises TrainingError: impossible settings, or too little text
     :raises TrainingDiverged: the loss or its gradient is no longer a finite number
     """
     _check(config, trunk, tokens)
@@ -136,11 +136,11 @@ def _update(heads: Heads, trunk: LanguageModel, optimizer: torch.optim.Optimizer
 def _check(config: HeadTraining, trunk: LanguageModel, tokens: np.ndarray) -> None:
     for name in ("steps", "batch", "length", "lr", "clip"):
         if getattr(config, name) <= 0:
-            raise ValueError(f"{name} must be positive, got {getattr(config, name)}")
+            raise TrainingError(f"{name} must be positive, got {getattr(config, name)}")
     if config.length > trunk.config.max_length:
-        raise ValueError(f"length {config.length} exceeds the trunk's max_length {trunk.config.max_length}; make it that or less")
+        raise TrainingError(f"length {config.length} exceeds the trunk's max_length {trunk.config.max_length}; lower it")
     if len(tokens) <= config.length:
-        raise ValueError(f"the text must hold more than length={config.length} tokens, got {len(tokens)}")
+        raise TrainingError(f"the text must hold more than length={config.length} tokens, got {len(tokens)}")
 
 
 def agreement(heads: Heads, trunk: LanguageModel, windows: np.ndarray, *, batch: int = 16) -> np.ndarray:
