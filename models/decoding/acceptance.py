@@ -165,14 +165,6 @@ def _sweep_samples(tokens, proposals, features, target_prob, target_entropy, dep
 
 
 @njit
-def _scores(active, weights):
-    out = np.empty(len(active))
-    for i in range(len(active)):
-        out[i] = hashed_score(weights, active[i])
-    return out
-
-
-@njit
 def _accept(probe, hidden, before, proposals, scores):
     """Predicted acceptance (C, N, K) of proposals with these hashed scores."""
     contexts, positions, depth = proposals.shape
@@ -199,8 +191,9 @@ def predict(calibration: Calibration, trace: Trace) -> np.ndarray:
             f"the calibration reads hidden states of {width}, the trace holds {trace.hidden.shape[2]}: calibrate with its target"
         )
     active = _active(trace.prompts, trace.tokens, trace.proposals, trace.features, trace.target_entropy)
-    scores = _scores(active, calibration.weights).reshape(trace.shape)
-    return _accept(calibration.probe, trace.hidden, _before(trace), trace.proposals, scores)
+    scores = np.empty(len(active))
+    _score_rows(active, np.arange(len(active)), calibration.weights, scores)
+    return _accept(calibration.probe, trace.hidden, _before(trace), trace.proposals, scores.reshape(trace.shape))
 
 
 def _new_learner():
@@ -227,12 +220,9 @@ def _epoch(active, labels, weights, order, learner, scores):
 
 
 @njit
-def _score_rows(active, rows, learner, out):
+def _score_rows(active, rows, weights, out):
     for i in rows:
-        score = 0.0
-        for f in active[i]:
-            score += learner[f, 0]
-        out[i] = score
+        out[i] = hashed_score(weights, active[i])
 
 
 def _cross_fit(active, labels, weights, owner, start, rng):
@@ -246,7 +236,7 @@ def _cross_fit(active, labels, weights, owner, start, rng):
     for epoch in range(1, MAX_EPOCHS + 1):
         for fold in folds:
             _epoch(active, labels, weights, rng.permutation(inside[fold]), learners[fold], np.empty(len(labels)))
-            _score_rows(active, outside[fold], learners[fold], scores)
+            _score_rows(active, outside[fold], learners[fold][:, 0], scores)
         loss = log_loss(_sigmoid(scores), labels, weights)
         if loss >= best_loss - 1e-5:
             break
